@@ -1,0 +1,8 @@
+// Package cgroup owns the kernel's side: finding the kubepods tree and its
+// driver, the names of its cgroups, whose a cgroup is, and reading and writing
+// the memory.* files. It decides nothing about values.
+//
+// Every access to the tree goes through a Tree, which holds kubepods open and
+// resolves each path beneath it with openat2(2): no path, symbolic link or mount
+// inside it leads out.
+package cgroup
