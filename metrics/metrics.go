@@ -1,0 +1,137 @@
+// Package metrics owns what Prometheus sees of memqos: the names, labels and
+// help texts of its series.
+package metrics
+
+import (
+	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/memqos/memqos/memory"
+)
+
+// Result is what came of a write.
+type Result string
+
+// The results of a write.
+const (
+	Written  Result = "written"  // the kernel holds the value
+	NotKept  Result = "not_kept" // the kernel showed another value a moment later
+	Gone     Result = "gone"     // the cgroup was removed in the meantime
+	Deferred Result = "deferred" // not tried: memory.max would fall on what is in use
+	Failed   Result = "failed"   // the kernel refused
+)
+
+var (
+	results = []Result{Written, NotKept, Gone, Deferred, Failed}
+	levels  = []string{"node", "qos", "pod", "container"}
+)
+
+// Metrics are the series of one agent.
+type Metrics struct {
+	writes        *prometheus.CounterVec
+	cgroups       *prometheus.GaugeVec
+	skipped       *prometheus.CounterVec
+	unsupported   *prometheus.GaugeVec
+	feature       *prometheus.GaugeVec
+	allocatable   prometheus.Gauge
+	fullPasses    prometheus.Counter
+	fullPassTime  prometheus.Gauge
+	fullPassTaken prometheus.Gauge
+}
+
+// New makes the series and registers them.
+func New(reg prometheus.Registerer, version, revision, goVersion string) *Metrics {
+	m := &Metrics{
+		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "memqos_writes_total",
+			Help: "Writes to memory.* files, by the level of the cgroup, the file and what came of it. A node on which nothing changes has none.",
+		}, []string{"level", "file", "result"}),
+		cgroups: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "memqos_cgroups",
+			Help: "Cgroups that were identified and compared in the last full pass, by level.",
+		}, []string{"level"}),
+		skipped: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "memqos_pods_skipped_total",
+			Help: "Times a pod was left alone, by reason.",
+		}, []string{"reason"}),
+		unsupported: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "memqos_node_unsupported",
+			Help: "1 while this node cannot be served and the agent idles, by reason; no series while it is served.",
+		}, []string{"reason"}),
+		feature: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "memqos_feature_enabled",
+			Help: "1 if the feature gate is on, else 0.",
+		}, []string{"name"}),
+		allocatable: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "memqos_node_allocatable_bytes",
+			Help: "Memory that all pods together may use, from which memory.high of containers without a limit follows; 0 if not known.",
+		}),
+		fullPasses: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "memqos_full_passes_total",
+			Help: "Passes over every cgroup of the node that were completed.",
+		}),
+		fullPassTime: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "memqos_last_full_pass_timestamp_seconds",
+			Help: "When the last full pass was completed, in seconds since the epoch; 0 before the first.",
+		}),
+		fullPassTaken: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "memqos_last_full_pass_duration_seconds",
+			Help: "How long the last full pass took.",
+		}),
+	}
+	buildInfo := prometheus.NewGaugeVec(prometheus.GaugeOpts{
+		Name: "memqos_build_info",
+		Help: "Always 1; the labels say what is running.",
+	}, []string{"version", "revision", "goversion"})
+	buildInfo.WithLabelValues(version, revision, goVersion).Set(1)
+	reg.MustRegister(m.writes, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
+
+	// A counter that is not there cannot be told from one that is 0.
+	for _, level := range levels {
+		for _, file := range memory.Files {
+			for _, result := range results {
+				m.writes.WithLabelValues(level, string(file), string(result))
+			}
+		}
+	}
+	return m
+}
+
+// Write counts a write.
+func (m *Metrics) Write(level string, file memory.File, result Result) {
+	m.writes.WithLabelValues(level, string(file), string(result)).Inc()
+}
+
+// Skipped counts a pod that was left alone.
+func (m *Metrics) Skipped(reason string) { m.skipped.WithLabelValues(reason).Inc() }
+
+// Supported says that the node is served, with this much allocatable memory in bytes.
+func (m *Metrics) Supported(allocatable int64) {
+	m.unsupported.Reset()
+	m.allocatable.Set(float64(allocatable))
+}
+
+// Unsupported says that the node is not served.
+func (m *Metrics) Unsupported(reason string) {
+	m.unsupported.Reset()
+	m.unsupported.WithLabelValues(reason).Set(1)
+}
+
+// Feature says whether a feature gate is on.
+func (m *Metrics) Feature(name string, enabled bool) {
+	value := 0.0
+	if enabled {
+		value = 1
+	}
+	m.feature.WithLabelValues(name).Set(value)
+}
+
+// FullPass reports a completed pass: when it ended and how long it took, in
+// seconds, and the number of cgroups that it compared at each level.
+func (m *Metrics) FullPass(ended, took float64, cgroups map[string]int) {
+	m.fullPasses.Inc()
+	m.fullPassTime.Set(ended)
+	m.fullPassTaken.Set(took)
+	for _, level := range levels {
+		m.cgroups.WithLabelValues(level).Set(float64(cgroups[level]))
+	}
+}
