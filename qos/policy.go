@@ -73,13 +73,13 @@ func (p Policy) Node(pods []corev1.Pod) []Cgroup {
 func (p Policy) Pod(pod *corev1.Pod) Cgroup {
 	c := podCgroup(pod, LevelPod)
 	request := podRequest(pod)
-	reason := "sum of the requests of the pod's containers, " + human(request)
+	reason := "the pod's effective request " + human(request)
 	if pod.Spec.Overhead.Memory().Sign() > 0 {
 		reason += ", overhead included"
 	}
 	c.set(memory.Min, p.bytes(request), reason)
 	if limit, ok := podLimit(pod); ok {
-		c.set(memory.Max, p.bytes(limit), "sum of the limits of the pod's containers, "+human(limit))
+		c.set(memory.Max, p.bytes(limit), "the pod's effective limit "+human(limit))
 	}
 	return c
 }

@@ -1,0 +1,55 @@
+package main
+
+import (
+	"runtime"
+
+	"github.com/spf13/cobra"
+	"k8s.io/klog/v2"
+	ctrl "sigs.k8s.io/controller-runtime"
+	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
+
+	"github.com/memqos/memqos/controllers"
+	"github.com/memqos/memqos/metrics"
+)
+
+func newAgentCommand() *cobra.Command {
+	var flags nodeFlags
+	cmd := &cobra.Command{
+		Use:   "agent",
+		Short: "Keep the files of this node's cgroups right (what the DaemonSet runs)",
+		Long: `agent watches the pods of one node and keeps memory.min, memory.high and
+memory.max of their cgroups, of the Burstable class and of kubepods at what the
+plan wants. It writes only what differs and only beneath kubepods.
+
+It needs uid 0 and no capability, the host's cgroup2 mount, and the right to list
+and watch pods and to get its Node. On a node that it cannot serve (cgroup v1, a
+kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
+		Example: `  memqos agent --node-name "$(hostname)" --kubeconfig /etc/memqos/kubeconfig
+  memqos agent --config /etc/memqos/config.yaml --cgroup-root /host/sys/fs/cgroup`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := flags.load()
+			if err != nil {
+				return err
+			}
+			log := newLogger(cmd.ErrOrStderr(), c.Logging)
+			ctrl.SetLogger(log)
+			klog.SetLogger(log)
+			api, err := flags.api()
+			if err != nil {
+				return err
+			}
+			o := flags.options(c)
+			o.Log = log
+			o.Metrics = metrics.New(ctrlmetrics.Registry, version, buildRevision(), runtime.Version())
+			mgr, err := controllers.New(api, o)
+			if err != nil {
+				return err
+			}
+			log.Info("starting", "version", version, "revision", buildRevision(), "node", flags.nodeName)
+			return mgr.Start(ctrl.SetupSignalHandler())
+		},
+	}
+	flags.add(cmd)
+	return cmd
+}

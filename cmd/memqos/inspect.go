@@ -1,0 +1,115 @@
+package main
+
+import (
+	"context"
+	"io"
+	"strings"
+
+	"github.com/spf13/cobra"
+	ctrl "sigs.k8s.io/controller-runtime"
+
+	"github.com/memqos/memqos/controllers"
+	"github.com/memqos/memqos/memory"
+	"github.com/memqos/memqos/qos"
+)
+
+func newInspectCommand() *cobra.Command {
+	var flags nodeFlags
+	var format output
+	cmd := &cobra.Command{
+		Use:   "inspect",
+		Short: "Show on a node what is wanted of each cgroup and what the kernel holds",
+		Long: `inspect reads the node's pods from the API server and its files from the kernel
+and compares them. It needs no running agent and changes nothing.
+
+Verdicts: Fulfilled (every managed file holds what is wanted), Drifted (some file
+holds another value: WANTED is behind the arrow), Pending (no cgroup yet, or a
+lowering of memory.max waits for usage to fall), Unknown (the sandbox, or a
+container that the pod's status does not name; it is left alone).`,
+		Example: `  memqos inspect
+  memqos inspect -o json | jq '.cgroups[] | select(.verdict == "Drifted")'`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := flags.load()
+			if err != nil {
+				return err
+			}
+			// What client libraries log is no part of the answer.
+			ctrl.SetLogger(newLogger(io.Discard, c.Logging))
+			api, err := flags.api()
+			if err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			if ctx == nil {
+				ctx = context.Background()
+			}
+			in, err := controllers.Inspect(ctx, api, flags.options(c))
+			if err != nil {
+				return err
+			}
+			return format.print(cmd.OutOrStdout(), in, func() table { return inspectTable(in) })
+		},
+	}
+	flags.add(cmd)
+	format.add(cmd)
+	return cmd
+}
+
+func inspectTable(in *controllers.Inspection) table {
+	t := table{{"LEVEL", "QOS", "POD", "CONTAINER", "MEMORY.MIN", "MEMORY.HIGH", "MEMORY.MAX", "USAGE", "VERDICT"}}
+	for i := range in.Cgroups {
+		o := &in.Cgroups[i]
+		t = append(t, append(names(o.Level, string(o.QOSClass), o.Namespace, o.Pod, o.Container, o.Cgroup),
+			compared(o, memory.Min), compared(o, memory.High), compared(o, memory.Max), memory.Value(o.UsageBytes).Human(), string(o.Verdict)))
+	}
+	return t
+}
+
+// compared shows what a file holds, and behind an arrow what is wanted of it if
+// that is something else.
+func compared(o *controllers.Observation, file memory.File) string {
+	got, there := o.Actual[file]
+	want, managed := o.Wanted[file]
+	switch {
+	case !there && !managed:
+		return "-"
+	case !there:
+		return "-> " + want.Human()
+	case managed && got != want:
+		return got.Human() + " -> " + want.Human()
+	}
+	return got.Human()
+}
+
+// names are the first columns of every table: whose cgroup it is.
+func names(level qos.Level, class, namespace, pod, container, cgroup string) []string {
+	if class == "" {
+		class = "-"
+	}
+	who := "-"
+	switch {
+	case pod != "":
+		who = namespace + "/" + pod
+	case level == qos.LevelNode:
+		who = "(kubepods)"
+	case level == qos.LevelPod:
+		who = "(" + cgroup[strings.LastIndexByte(cgroup, '/')+1:] + ")"
+	}
+	if container == "" {
+		container = "-"
+		if level == qos.LevelContainer && cgroup != "" {
+			container = "(" + shortName(cgroup[strings.LastIndexByte(cgroup, '/')+1:]) + ")"
+		}
+	}
+	return []string{string(level), class, who, container}
+}
+
+// shortName cuts the hexadecimal id in a cgroup's name to what tells it apart.
+func shortName(name string) string {
+	name = strings.TrimSuffix(name, ".scope")
+	if i := strings.LastIndexByte(name, '-'); len(name)-i > 13 {
+		return name[:i+13]
+	}
+	return name
+}

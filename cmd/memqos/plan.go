@@ -1,0 +1,208 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"github.com/spf13/cobra"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/memqos/memqos/cgroup"
+	"github.com/memqos/memqos/config"
+	"github.com/memqos/memqos/memory"
+	"github.com/memqos/memqos/qos"
+)
+
+// planFlags are the flags of memqos plan. What is not set comes from the file
+// named by config, or is a default.
+type planFlags struct {
+	file             string
+	config           string
+	emulationVersion string
+	factor           float64
+	allocatable      string
+	pageSize         int64
+	cgroupDriver     string
+	cgroupRootName   string
+	output           output
+}
+
+func newPlanCommand() *cobra.Command {
+	var f planFlags
+	cmd := &cobra.Command{
+		Use:   "plan -f FILE|-",
+		Short: "Show offline what would be written for some pods, and why",
+		Long: `plan reads pods and prints which value memqos would write into which file, and
+how each came about. It touches nothing and needs no cluster.
+
+It reads Pod, PodList and List, as JSON or multi-document YAML: manifests, or what
+"kubectl get pods -o yaml" prints. As the API server does, it takes the limit for
+a memory request that is not given. The pods are taken to be those of one node:
+the sums for kubepods and the Burstable class are over all of them.`,
+		Example: `  memqos plan -f pod.yaml --node-allocatable-memory 30Gi
+  kubectl get pods -A --field-selector spec.nodeName=worker-1 -o yaml | memqos plan -f - -o json
+  memqos plan -f pod.yaml --emulation-version 1.22 --memory-throttling-factor 0.6`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return f.run(cmd) },
+	}
+	fs := cmd.Flags()
+	fs.StringVarP(&f.file, "filename", "f", "", "file with pods, or - for standard input (required)")
+	fs.StringVar(&f.config, "config", "", "file with a MemoryQoSConfiguration; the flags below override it")
+	fs.StringVar(&f.emulationVersion, "emulation-version", "", fmt.Sprintf("Kubernetes release to reproduce, %s to %s (default %q)", config.EmulationVersions()[0], config.EmulationVersions()[len(config.EmulationVersions())-1], config.DefaultEmulationVersion))
+	fs.Float64Var(&f.factor, "memory-throttling-factor", 0, "factor in the formula of memory.high, greater than 0 and at most 1 (default that of the release: 0.8 up to 1.26, then 0.9)")
+	fs.StringVar(&f.allocatable, "node-allocatable-memory", "", "memory that all pods of the node may use, as a quantity: capacity less systemReserved and kubeReserved; what kubepods' memory.max holds. Without it memory.high of containers without a limit is left out")
+	fs.Int64Var(&f.pageSize, "page-size", int64(os.Getpagesize()), "page size of the node's kernel in bytes")
+	fs.StringVar(&f.cgroupDriver, "cgroup-driver", string(config.Systemd), "the kubelet's cgroupDriver, for the paths: systemd or cgroupfs")
+	fs.StringVar(&f.cgroupRootName, "cgroup-root-name", "/", `the kubelet's cgroupRoot, for the paths: "/", or "/kubelet" on kind`)
+	f.output.add(cmd)
+	cobra.CheckErr(cmd.MarkFlagRequired("filename"))
+	return cmd
+}
+
+func (f *planFlags) run(cmd *cobra.Command) error {
+	c, err := config.Load(f.config, func(c *config.MemoryQoSConfiguration) {
+		if f.emulationVersion != "" {
+			c.EmulationVersion = config.EmulationVersion(f.emulationVersion)
+		}
+		if cmd.Flags().Changed("memory-throttling-factor") {
+			c.MemoryThrottlingFactor = &f.factor
+		}
+		if cmd.Flags().Changed("cgroup-driver") || c.CgroupDriver == "" {
+			c.CgroupDriver = config.CgroupDriver(f.cgroupDriver)
+		}
+		if cmd.Flags().Changed("cgroup-root-name") || c.CgroupRoot == "" {
+			c.CgroupRoot = f.cgroupRootName
+		}
+	})
+	if err != nil {
+		return err
+	}
+	node := qos.Node{PageSize: f.pageSize}
+	if node.PageSize < 1 || node.PageSize&(node.PageSize-1) != 0 {
+		return fmt.Errorf("--page-size %d: want a power of two, such as 4096", f.pageSize)
+	}
+	if f.allocatable != "" {
+		q, err := resource.ParseQuantity(f.allocatable)
+		if err != nil || q.Sign() <= 0 {
+			return fmt.Errorf("--node-allocatable-memory %q: want a quantity of bytes above 0, such as 30Gi", f.allocatable)
+		}
+		node.Allocatable = q.Value()
+	}
+
+	pods, notes, err := f.read(cmd.InOrStdin())
+	if err != nil {
+		return err
+	}
+	plan := qos.NewPolicy(c, node).PlanFor(pods)
+	fillPaths(&plan, pods, cgroup.NewLayout(c.CgroupDriver, c.CgroupRoot))
+	for _, note := range append(notes, planNotes(pods, &plan, node)...) {
+		if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "note: "+note); err != nil {
+			return err
+		}
+	}
+	return f.output.print(cmd.OutOrStdout(), plan, func() table { return planTable(&plan) })
+}
+
+func (f *planFlags) read(stdin io.Reader) (pods []corev1.Pod, notes []string, err error) {
+	in, name := stdin, "standard input"
+	if f.file != "-" {
+		file, err := os.Open(f.file)
+		if err != nil {
+			return nil, nil, err
+		}
+		defer file.Close() //nolint:errcheck // read only
+		in, name = file, f.file
+	}
+	pods, notes, err = readPods(in)
+	if err != nil {
+		return nil, nil, fmt.Errorf("%s: %w", name, err)
+	}
+	for i := range pods {
+		qos.SetDefaults(&pods[i])
+	}
+	return pods, notes, nil
+}
+
+// fillPaths gives each cgroup of a plan its path, as far as it can be known: a
+// pod without a uid and a container without an id have none yet.
+func fillPaths(plan *qos.Plan, pods []corev1.Pod, layout cgroup.Layout) {
+	byName := map[string]*corev1.Pod{}
+	for i := range pods {
+		byName[pods[i].Namespace+"/"+pods[i].Name] = &pods[i]
+	}
+	for i := range plan.Cgroups {
+		c := &plan.Cgroups[i]
+		pod := byName[c.Namespace+"/"+c.Pod]
+		switch c.Level {
+		case qos.LevelNode:
+			c.Cgroup = layout.Root
+		case qos.LevelQOS:
+			c.Cgroup = layout.QOS(c.QOSClass)
+		case qos.LevelPod:
+			c.Cgroup = podPath(layout, pod)
+		case qos.LevelContainer:
+			if dir := podPath(layout, pod); dir != "" {
+				c.Cgroup = layout.Container(dir, cgroup.ContainerIDs(pod)[c.Container])
+			}
+		}
+	}
+}
+
+func podPath(layout cgroup.Layout, pod *corev1.Pod) string {
+	uid, _ := cgroup.PodUID(pod)
+	dir, err := layout.Pod(qos.Class(pod), uid)
+	if err != nil {
+		return ""
+	}
+	return dir
+}
+
+// planNotes says what a reader of the plan should know and cannot see in it.
+func planNotes(pods []corev1.Pod, plan *qos.Plan, node qos.Node) []string {
+	var notes []string
+	nodes := map[string]bool{}
+	for i := range pods {
+		nodes[pods[i].Spec.NodeName] = true
+	}
+	delete(nodes, "")
+	if len(nodes) > 1 {
+		notes = append(notes, fmt.Sprintf("the pods are of %d nodes, and the sums for kubepods are over all of them; take one node's pods with --field-selector spec.nodeName=NAME", len(nodes)))
+	}
+	left := 0
+	for i := range plan.Cgroups {
+		if _, ok := plan.Cgroups[i].Values[memory.High]; !ok && plan.Cgroups[i].Level == qos.LevelContainer {
+			left++
+		}
+	}
+	if left > 0 && node.Allocatable == 0 {
+		notes = append(notes, fmt.Sprintf("memory.high of %d containers without a limit follows from the node's size: give --node-allocatable-memory", left))
+	}
+	return notes
+}
+
+func planTable(plan *qos.Plan) table {
+	t := table{{"LEVEL", "QOS", "POD", "CONTAINER", "MEMORY.MIN", "MEMORY.HIGH", "MEMORY.MAX", "WHY"}}
+	for i := range plan.Cgroups {
+		c := &plan.Cgroups[i]
+		row := names(c.Level, string(c.QOSClass), c.Namespace, c.Pod, c.Container, c.Cgroup)
+		for _, file := range []memory.File{memory.Min, memory.High, memory.Max} {
+			cell := "-"
+			if v, ok := c.Values[file]; ok {
+				cell = v.Human()
+			}
+			row = append(row, cell)
+		}
+		why := c.Reason[memory.High]
+		if why == "" {
+			why = c.Reason[memory.Min]
+		}
+		t = append(t, append(row, why))
+	}
+	return t
+}
+
+// joinLines puts what an error says on one line.
+func joinLines(s string) string { return strings.Join(strings.Fields(s), " ") }

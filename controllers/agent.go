@@ -1,0 +1,206 @@
+package controllers
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"net/http"
+	"sync/atomic"
+	"time"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/equality"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller"
+	"sigs.k8s.io/controller-runtime/pkg/event"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
+	"sigs.k8s.io/controller-runtime/pkg/healthz"
+	"sigs.k8s.io/controller-runtime/pkg/manager"
+	"sigs.k8s.io/controller-runtime/pkg/metrics/server"
+	"sigs.k8s.io/controller-runtime/pkg/predicate"
+	"sigs.k8s.io/controller-runtime/pkg/reconcile"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/memqos/memqos/cgroup"
+	"github.com/memqos/memqos/config"
+	"github.com/memqos/memqos/metrics"
+	"github.com/memqos/memqos/qos"
+)
+
+const (
+	podController  = "pod"
+	nodeController = "node"
+
+	// podWorkers reconcile pods at the same time: one that is held up in a write
+	// leaves the others.
+	podWorkers = 4
+
+	// idlePeriod is how often a node that cannot be served is looked at again.
+	idlePeriod = 5 * time.Second
+
+	// forever is for waits that must not end the agent: with the API server away,
+	// the pods it knows are still served.
+	forever = time.Duration(math.MaxInt64)
+)
+
+// Options are what the agent needs beside a connection to the API server.
+type Options struct {
+	// NodeName is the name of the Node that the agent runs on. Required.
+	NodeName string
+	// Config is a defaulted, valid configuration. Required.
+	Config *config.MemoryQoSConfiguration
+	// Discover finds the node's tree. Required.
+	Discover func() (*cgroup.Tree, error)
+	// Metrics are the agent's series. Required.
+	Metrics *metrics.Metrics
+	// Log is where the agent logs. Required.
+	Log logr.Logger
+}
+
+// New returns a manager that serves the node until its context ends.
+func New(api *rest.Config, o Options) (manager.Manager, error) {
+	scheme, err := newScheme()
+	if err != nil {
+		return nil, err
+	}
+	mgr, err := ctrl.NewManager(api, ctrl.Options{
+		Scheme:                 scheme,
+		MapperProvider:         staticMapper,
+		Cache:                  podCache(o.NodeName),
+		Logger:                 o.Log,
+		Metrics:                server.Options{BindAddress: o.Config.MetricsBindAddress},
+		HealthProbeBindAddress: o.Config.HealthzBindAddress,
+	})
+	if err != nil {
+		return nil, err
+	}
+	if err := mgr.AddHealthzCheck("ping", healthz.Ping); err != nil {
+		return nil, err
+	}
+
+	enabled := o.Config.Enabled(config.MemoryQoS)
+	o.Metrics.Feature(config.MemoryQoS, enabled)
+	if !enabled {
+		o.Log.Info("the feature gate is off: watching nothing, writing nothing", "featureGate", config.MemoryQoS)
+		return mgr, mgr.AddReadyzCheck("feature-gate", healthz.Ping)
+	}
+
+	a := &agent{
+		manager: mgr,
+		node:    ctrl.Request{NamespacedName: client.ObjectKey{Name: o.NodeName}},
+		period:  o.Config.ResyncPeriod.Duration,
+		pass:    &pass{metrics: o.Metrics},
+		metrics: o.Metrics,
+		surveyor: &surveyor{
+			nodeName: o.NodeName, config: o.Config, discover: o.Discover, nodes: mgr.GetAPIReader(), metrics: o.Metrics, log: o.Log,
+		},
+	}
+	if err := mgr.AddReadyzCheck("pass", a.ready); err != nil {
+		return nil, err
+	}
+	return mgr, mgr.Add(a)
+}
+
+// agent is the Runnable that waits for a node that can be served, starts the
+// controllers, and from then on makes full passes.
+type agent struct {
+	manager  manager.Manager
+	node     ctrl.Request
+	period   time.Duration
+	surveyor *surveyor
+	pass     *pass
+	metrics  *metrics.Metrics
+	idle     atomic.Bool
+}
+
+// ready is the readiness check. An idle agent is ready: there is nothing that it
+// could do better, and an alert on memqos_node_unsupported tells of it.
+func (a *agent) ready(req *http.Request) error {
+	if a.idle.Load() {
+		return nil
+	}
+	return a.pass.ready(req)
+}
+
+// Start implements manager.Runnable.
+func (a *agent) Start(ctx context.Context) error {
+	started := false
+	for {
+		served := a.surveyor.survey(ctx)
+		a.idle.Store(!served)
+		wait := idlePeriod
+		if served {
+			if !started {
+				if err := a.startControllers(ctx); err != nil {
+					return err
+				}
+				started = true
+			}
+			if err := a.pass.begin(ctx, a.manager.GetCache(), a.node); err != nil {
+				return fmt.Errorf("begin a full pass: %w", err)
+			}
+			wait = a.period
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+	}
+}
+
+// startControllers adds the controllers to the running manager. Before that,
+// nothing is watched: a node that is not served costs the API server nothing.
+func (a *agent) startControllers(ctx context.Context) error {
+	pods := a.manager.GetCache()
+	podEvents := source.Kind(pods, &corev1.Pod{}, &handler.TypedEnqueueRequestForObject[*corev1.Pod]{})
+	err := a.addController(podController, podWorkers, podEvents, &podReconciler{pods, a.surveyor, a.pass, a.metrics})
+	if err != nil {
+		return err
+	}
+	toNode := handler.TypedEnqueueRequestsFromMapFunc(func(context.Context, *corev1.Pod) []reconcile.Request { return []reconcile.Request{a.node} })
+	nodeEvents := source.Kind(pods, &corev1.Pod{}, toNode, predicate.TypedFuncs[*corev1.Pod]{
+		UpdateFunc: func(e event.TypedUpdateEvent[*corev1.Pod]) bool { return sumsMayDiffer(e.ObjectOld, e.ObjectNew) },
+	})
+	if err := a.addController(nodeController, 1, nodeEvents, &nodeReconciler{pods, a.surveyor, a.pass, a.metrics}); err != nil {
+		return err
+	}
+	if !pods.WaitForCacheSync(ctx) {
+		return nil // the agent is stopping
+	}
+	for len(a.pass.controllers()) < 2 { // started by the manager, each in a goroutine
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+	return nil
+}
+
+func (a *agent) addController(name string, workers int, events source.Source, r reconcile.Reconciler) error {
+	c, err := controller.New(name, a.manager, controller.Options{
+		Reconciler:              r,
+		MaxConcurrentReconciles: workers,
+		CacheSyncTimeout:        forever,
+		RateLimiter:             workqueue.NewTypedItemExponentialFailureRateLimiter[ctrl.Request](100*time.Millisecond, 30*time.Second),
+		SkipNameValidation:      new(true), // names need to be unique only within one process's metrics; tests run several agents
+	})
+	if err != nil {
+		return fmt.Errorf("make controller %s: %w", name, err)
+	}
+	if err := c.Watch(events); err != nil {
+		return fmt.Errorf("watch pods for controller %s: %w", name, err)
+	}
+	return c.Watch(a.pass.source(name))
+}
+
+// sumsMayDiffer reports whether a pod's change can change a sum over pods. Most
+// changes are of its status and cannot.
+func sumsMayDiffer(before, after *corev1.Pod) bool {
+	return qos.Active(before) != qos.Active(after) || qos.Class(before) != qos.Class(after) || !equality.Semantic.DeepEqual(before.Spec, after.Spec)
+}

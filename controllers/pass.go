@@ -1,0 +1,105 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/client-go/util/workqueue"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/source"
+
+	"github.com/memqos/memqos/metrics"
+	"github.com/memqos/memqos/qos"
+)
+
+// pass enqueues everything there is, and knows when all of it was reconciled.
+// Events may be lost (a watch that lagged, an overwrite that nobody saw); what
+// they would have said is found by the next pass.
+type pass struct {
+	metrics *metrics.Metrics
+
+	mu        sync.Mutex
+	queues    map[string]workqueue.TypedRateLimitingInterface[ctrl.Request] // by controller
+	pending   map[ctrl.Request]bool
+	began     time.Time
+	compared  map[string]int
+	completed bool // once
+}
+
+// source is the Source through which a controller takes part in passes.
+func (p *pass) source(controller string) source.Source {
+	return source.Func(func(_ context.Context, q workqueue.TypedRateLimitingInterface[ctrl.Request]) error {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		if p.queues == nil {
+			p.queues = map[string]workqueue.TypedRateLimitingInterface[ctrl.Request]{}
+		}
+		p.queues[controller] = q
+		return nil
+	})
+}
+
+// begin starts a pass over the pods and the node. One that is not over yet goes
+// on, and takes in what has come since.
+func (p *pass) begin(ctx context.Context, pods client.Reader, node ctrl.Request) error {
+	var list corev1.PodList
+	if err := pods.List(ctx, &list); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.pending) == 0 {
+		p.pending, p.compared, p.began = map[ctrl.Request]bool{}, map[string]int{}, time.Now()
+	}
+	p.pending[node] = true
+	p.queues[nodeController].Add(node)
+	for i := range list.Items {
+		req := ctrl.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])}
+		p.pending[req] = true
+		p.queues[podController].Add(req)
+	}
+	return nil
+}
+
+// done tells that an item was reconciled, and how many cgroups were compared.
+func (p *pass) done(req ctrl.Request, compared map[qos.Level]int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.pending[req] {
+		return
+	}
+	delete(p.pending, req)
+	for level, n := range compared {
+		p.compared[string(level)] += n
+	}
+	if len(p.pending) > 0 {
+		return
+	}
+	p.completed = true
+	now := time.Now()
+	p.metrics.FullPass(float64(now.UnixNano())/1e9, now.Sub(p.began).Seconds(), p.compared)
+}
+
+// ready is the readiness check: the first pass is over.
+func (p *pass) ready(*http.Request) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.completed {
+		return errors.New("the first full pass is not over")
+	}
+	return nil
+}
+
+// controllers lists the controllers that take part.
+func (p *pass) controllers() []string {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.Sorted(maps.Keys(p.queues))
+}

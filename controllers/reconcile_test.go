@@ -1,0 +1,447 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/go-logr/logr"
+	"github.com/google/go-cmp/cmp"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/client/fake"
+
+	"github.com/memqos/memqos/cgroup"
+	"github.com/memqos/memqos/cgroup/cgrouptest"
+	"github.com/memqos/memqos/config"
+	"github.com/memqos/memqos/memory"
+	"github.com/memqos/memqos/metrics"
+	"github.com/memqos/memqos/qos"
+)
+
+var (
+	idApp     = strings.Repeat("a", 64)
+	idInit    = strings.Repeat("b", 64)
+	idSandbox = strings.Repeat("c", 64)
+	idOther   = strings.Repeat("d", 64)
+)
+
+// world is a node on disk and the pods that the API server has.
+type world struct {
+	*testing.T
+	dir      string
+	registry *prometheus.Registry
+	surveyor *surveyor
+	pods     client.Client
+	pass     *pass
+}
+
+func newWorld(t *testing.T, tree string, objects ...client.Object) *world {
+	t.Helper()
+	w := &world{T: t, dir: cgrouptest.Make(t, tree), registry: prometheus.NewRegistry()}
+	scheme, err := newScheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.pods = fake.NewClientBuilder().WithScheme(scheme).WithObjects(objects...).Build()
+	m := metrics.New(w.registry, "", "", "")
+	c, err := config.Load("")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.pass = &pass{metrics: m}
+	w.surveyor = &surveyor{
+		nodeName: "n", config: c, nodes: w.pods, metrics: m, log: logr.Discard(),
+		discover: func() (*cgroup.Tree, error) { return cgroup.OpenFixture(w.dir, cgroup.NewLayout(config.Cgroupfs, "/")) },
+	}
+	if !w.surveyor.survey(t.Context()) {
+		t.Fatal("the fixture is not served")
+	}
+	return w
+}
+
+func (w *world) reconcilePod(name string) (ctrl.Result, error) {
+	w.Helper()
+	r := &podReconciler{pods: w.pods, surveyor: w.surveyor, pass: w.pass, metrics: w.surveyor.metrics}
+	return r.Reconcile(w.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Namespace: "default", Name: name}})
+}
+
+func (w *world) reconcileNode() {
+	w.Helper()
+	r := &nodeReconciler{pods: w.pods, surveyor: w.surveyor, pass: w.pass, metrics: w.surveyor.metrics}
+	if _, err := r.Reconcile(w.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Name: "n"}}); err != nil {
+		w.Fatal(err)
+	}
+}
+
+func (w *world) mustReconcilePod(name string) {
+	w.Helper()
+	if _, err := w.reconcilePod(name); err != nil {
+		w.Fatal(err)
+	}
+}
+
+// wants asserts what the files of a cgroup hold: min, high, max.
+func (w *world) wants(cgroup, want string) {
+	w.Helper()
+	var got []string
+	for _, file := range []memory.File{memory.Min, memory.High, memory.Max} {
+		got = append(got, cgrouptest.Read(w, filepath.Join(w.dir, cgroup, string(file))))
+	}
+	if strings.Join(got, " ") != want {
+		w.Errorf("%s: min high max are %s, want %s", cgroup, strings.Join(got, " "), want)
+	}
+}
+
+// writes is the number of writes with a result, over all levels and files.
+func (w *world) writes(result metrics.Result) (n int) {
+	w.Helper()
+	families, err := w.registry.Gather()
+	if err != nil {
+		w.Fatal(err)
+	}
+	for _, f := range families {
+		if f.GetName() != "memqos_writes_total" {
+			continue
+		}
+		for _, m := range f.GetMetric() {
+			for _, l := range m.GetLabel() {
+				if l.GetName() == "result" && l.GetValue() == string(result) {
+					n += int(m.GetCounter().GetValue())
+				}
+			}
+		}
+	}
+	return n
+}
+
+func burstable(name string, request, limit string) *corev1.Pod {
+	return &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "default", Name: name, UID: "uid-1"},
+		Spec: corev1.PodSpec{
+			InitContainers: []corev1.Container{{Name: "init"}},
+			Containers: []corev1.Container{{Name: "app", Resources: corev1.ResourceRequirements{
+				Requests: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(request)},
+				Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse(limit)},
+			}}},
+		},
+		Status: corev1.PodStatus{
+			QOSClass:              corev1.PodQOSBurstable,
+			ContainerStatuses:     []corev1.ContainerStatus{{Name: "app", ContainerID: "containerd://" + idApp}},
+			InitContainerStatuses: []corev1.ContainerStatus{{Name: "init", ContainerID: "containerd://" + idInit}}, // has ended
+		},
+	}
+}
+
+const podDir = "kubepods/burstable/poduid-1"
+
+var podTree = strings.Join([]string{
+	"kubepods 0 0 max 8589934592",
+	"kubepods/burstable",
+	"kubepods/besteffort",
+	podDir,
+	podDir + "/" + idApp + " 0 0 max 134217728",
+	podDir + "/" + idSandbox,
+}, "\n")
+
+func TestReconcile(t *testing.T) {
+	w := newWorld(t, podTree, burstable("p", "64Mi", "128Mi"))
+	for range 2 {
+		w.mustReconcilePod("p")
+		w.reconcileNode()
+		w.wants(podDir+"/"+idApp, "67108864 127504384 134217728")
+		w.wants(podDir+"/"+idSandbox, "0 max max")
+		w.wants(podDir, "67108864 max max")
+		w.wants("kubepods/burstable", "67108864 max max")
+		w.wants("kubepods/besteffort", "0 max max")
+		w.wants("kubepods", "67108864 max 8589934592")
+	}
+	if got := w.writes(metrics.Written); got != 5 { // min at four levels, high of the container; none the second time
+		t.Errorf("%d writes, want 5", got)
+	}
+
+	// The pod goes, or ends: nothing stale stays above it.
+	var pod corev1.Pod
+	if err := w.pods.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &pod); err != nil {
+		t.Fatal(err)
+	}
+	pod.Status.Phase = corev1.PodSucceeded
+	if err := w.pods.Status().Update(t.Context(), &pod); err != nil {
+		t.Fatal(err)
+	}
+	w.reconcileNode()
+	w.wants("kubepods/burstable", "0 max max")
+	w.wants("kubepods", "0 max 8589934592")
+	w.mustReconcilePod("p")
+	w.wants(podDir, "67108864 max max")
+	w.mustReconcilePod("never-heard-of")
+}
+
+func TestOverwritesAreRepaired(t *testing.T) {
+	w := newWorld(t, podTree, burstable("p", "64Mi", "128Mi"))
+	w.mustReconcilePod("p")
+	for file, value := range map[string]string{"memory.min": "0", "memory.high": "max"} {
+		cgrouptest.Write(t, filepath.Join(w.dir, podDir, idApp, file), value)
+	}
+	w.mustReconcilePod("p")
+	w.wants(podDir+"/"+idApp, "67108864 127504384 134217728")
+}
+
+// memory.max is raised at once, and lowered only where usage leaves room.
+func TestLimitIsNotLoweredUnderUsage(t *testing.T) {
+	w := newWorld(t, strings.ReplaceAll(podTree, idApp+" 0 0 max 134217728", idApp+" 0 0 max 268435456 130000000"), burstable("p", "64Mi", "128Mi"))
+	result, err := w.reconcilePod("p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if result.RequeueAfter != retryDeferred {
+		t.Errorf("comes back after %v", result.RequeueAfter)
+	}
+	w.wants(podDir+"/"+idApp, "67108864 127504384 268435456")
+	if got := w.writes(metrics.Deferred); got != 1 {
+		t.Errorf("%d deferred", got)
+	}
+	cgrouptest.Write(t, filepath.Join(w.dir, podDir, idApp, "memory.current"), "100000000")
+	w.mustReconcilePod("p")
+	w.wants(podDir+"/"+idApp, "67108864 127504384 134217728")
+	cgrouptest.Write(t, filepath.Join(w.dir, podDir, idApp, "memory.max"), "4096")
+	w.mustReconcilePod("p")
+	w.wants(podDir+"/"+idApp, "67108864 127504384 134217728")
+}
+
+// A static pod's cgroup is named by an annotation, which anyone may write. It
+// counts once a container of the pod's status is found in there.
+func TestMirrorPod(t *testing.T) {
+	static := burstable("static", "64Mi", "128Mi")
+	static.UID = "mirror"
+	static.Annotations = map[string]string{cgroup.AnnotationConfigMirror: "uid-1", cgroup.AnnotationConfigHash: "uid-1"}
+	w := newWorld(t, podTree, static)
+	w.mustReconcilePod("static")
+	w.wants(podDir+"/"+idApp, "67108864 127504384 134217728")
+	w.wants(podDir, "67108864 max max")
+
+	impostor := static.DeepCopy()
+	impostor.Name = "impostor"
+	impostor.Status.ContainerStatuses[0].ContainerID = "containerd://" + idOther
+	w = newWorld(t, podTree, impostor)
+	w.mustReconcilePod("impostor")
+	w.wants(podDir+"/"+idApp, "0 max 134217728")
+	w.wants(podDir, "0 max max")
+}
+
+func TestHostileNames(t *testing.T) {
+	evil := burstable("evil", "64Mi", "128Mi")
+	evil.UID = "../../system"
+	w := newWorld(t, podTree+"\nsystem", evil)
+	if _, err := w.reconcilePod("evil"); err == nil || !strings.Contains(err.Error(), "../../system") {
+		t.Errorf("got %v, want an error that names the uid", err)
+	}
+	w.wants("system", "0 max max")
+}
+
+// One file that cannot be written leaves the others.
+func TestOneBadFile(t *testing.T) {
+	w := newWorld(t, podTree, burstable("p", "64Mi", "128Mi"))
+	bad := filepath.Join(w.dir, podDir, "memory.min")
+	if err := os.Remove(bad); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(bad, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.reconcilePod("p"); err == nil || !strings.Contains(err.Error(), bad) {
+		t.Errorf("got %v, want an error that names %s", err, bad)
+	}
+	w.wants(podDir+"/"+idApp, "67108864 127504384 134217728")
+}
+
+func TestOrdered(t *testing.T) {
+	pod, container := &qos.Cgroup{Cgroup: "pod"}, &qos.Cgroup{Cgroup: "container"}
+	var got []string
+	for _, c := range ordered([]change{
+		{pod, memory.Min, 10, 5}, {pod, memory.Max, 10, 20},
+		{container, memory.Min, 10, 5}, {container, memory.High, memory.Unlimited, 5}, {container, memory.Max, 10, 20},
+	}) {
+		got = append(got, c.cgroup.Cgroup+" "+string(c.file))
+	}
+	want := []string{"pod memory.max", "container memory.max", "container memory.min", "pod memory.min", "container memory.high"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestAllocatableFromNodeStatus(t *testing.T) {
+	pod := burstable("p", "64Mi", "128Mi")
+	delete(pod.Spec.Containers[0].Resources.Limits, corev1.ResourceMemory)
+	tree := strings.ReplaceAll(podTree, "kubepods 0 0 max 8589934592", "kubepods")
+	w := newWorld(t, tree, pod)
+	w.mustReconcilePod("p")
+	w.wants(podDir+"/"+idApp, "67108864 max 134217728") // no Node: left alone
+
+	w = newWorld(t, tree, pod, &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "n"},
+		Status:     corev1.NodeStatus{Allocatable: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}},
+	})
+	w.mustReconcilePod("p")
+	w.wants(podDir+"/"+idApp, "67108864 973078528 134217728")
+}
+
+func TestSurvey(t *testing.T) {
+	w := newWorld(t, podTree, burstable("p", "64Mi", "128Mi"))
+	before := w.surveyor.site.Load().tree
+	w.surveyor.survey(t.Context())
+	if w.surveyor.site.Load().tree != before {
+		t.Error("the same tree was exchanged")
+	}
+
+	discover := w.surveyor.discover
+	w.surveyor.discover = func() (*cgroup.Tree, error) {
+		return nil, &cgroup.UnsupportedError{Reason: cgroup.ReasonNoKubepods, Message: "gone"}
+	}
+	if w.surveyor.survey(t.Context()) {
+		t.Error("served without kubepods")
+	}
+	if n, err := testutil.GatherAndCount(w.registry, "memqos_node_unsupported"); n != 1 || err != nil {
+		t.Errorf("%d series of memqos_node_unsupported, %v", n, err)
+	}
+	w.mustReconcilePod("p")
+	w.wants(podDir, "0 max max")
+
+	w.surveyor.discover = discover
+	if !w.surveyor.survey(t.Context()) {
+		t.Error("kubepods is back and the node is not served")
+	}
+	w.mustReconcilePod("p")
+	w.wants(podDir, "67108864 max max")
+}
+
+func TestInspect(t *testing.T) {
+	pending := burstable("pending", "1Mi", "2Mi")
+	pending.UID = "uid-2"
+	w := newWorld(t, podTree+"\nkubepods/besteffort/podorphan", burstable("p", "64Mi", "128Mi"), pending)
+	w.mustReconcilePod("p")
+	cgrouptest.Write(t, filepath.Join(w.dir, podDir, idApp, "memory.high"), "max")
+	var pods corev1.PodList
+	if err := w.pods.List(t.Context(), &pods); err != nil {
+		t.Fatal(err)
+	}
+	in, err := w.surveyor.site.Load().inspect("n", 8589934592, pods.Items)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, o := range in.Cgroups {
+		got = append(got, strings.Join([]string{string(o.Level), o.Pod, o.Container, o.Cgroup, string(o.Verdict)}, "|"))
+	}
+	want := []string{
+		"node|||kubepods|Drifted",
+		"qos|||kubepods/burstable|Drifted",
+		"pod|p||" + podDir + "|Fulfilled",
+		"container|p|init||Pending",
+		"container|p|app|" + podDir + "/" + idApp + "|Drifted",
+		"container|p||" + podDir + "/" + idSandbox + "|Unknown",
+		"pod|pending|||Pending",
+		"container|pending|init||Pending",
+		"container|pending|app||Pending",
+		"pod|||kubepods/besteffort/podorphan|Unknown",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+}
+
+func TestVerdict(t *testing.T) {
+	wanted := memory.Values{memory.Min: 10, memory.Max: 100}
+	for _, tc := range []struct {
+		name   string
+		wanted memory.Values
+		actual memory.Values
+		usage  memory.Value
+		want   Verdict
+	}{
+		{"as wanted", wanted, memory.Values{memory.Min: 10, memory.Max: 100, memory.High: 7}, 0, Fulfilled},
+		{"other value", wanted, memory.Values{memory.Min: 11, memory.Max: 100}, 0, Drifted},
+		{"limit waits", wanted, memory.Values{memory.Min: 10, memory.Max: 200}, 99, Pending},
+		{"limit could fall", wanted, memory.Values{memory.Min: 10, memory.Max: 200}, 10, Drifted},
+		{"limit waits and other value", wanted, memory.Values{memory.Min: 11, memory.Max: 200}, 99, Drifted},
+		{"not planned", nil, memory.Values{memory.Min: 10}, 0, Unknown},
+	} {
+		if got := verdict(tc.wanted, tc.actual, tc.usage); got != tc.want {
+			t.Errorf("%s: got %s, want %s", tc.name, got, tc.want)
+		}
+	}
+}
+
+// Applying ends with the context and says so.
+func TestApplyStops(t *testing.T) {
+	w := newWorld(t, podTree)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	site := w.surveyor.site.Load()
+	_, err := apply(ctx, logr.Discard(), w.surveyor.metrics, site.tree, []qos.Cgroup{{Cgroup: "kubepods", Values: memory.Values{memory.Min: 4096}}})
+	if !errors.Is(err, context.Canceled) {
+		t.Errorf("got %v", err)
+	}
+	w.wants("kubepods", "0 max 8589934592")
+}
+
+func TestStripPod(t *testing.T) {
+	full := burstable("p", "64Mi", "128Mi")
+	full.Annotations = map[string]string{cgroup.AnnotationConfigHash: "h", cgroup.AnnotationConfigMirror: "h", "secret": "x"}
+	full.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "PASSWORD", Value: "x"}}
+	full.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug", Image: "i"}}}
+	full.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "m"}}
+	out, err := stripPod(full)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stripped := out.(*corev1.Pod)
+	if len(stripped.Spec.Containers[0].Env) != 0 || len(stripped.ManagedFields) != 0 || stripped.Annotations["secret"] != "" {
+		t.Errorf("kept what is not used: %+v", stripped)
+	}
+	// What is decided does not depend on what was dropped.
+	w := newWorld(t, podTree)
+	p := w.surveyor.site.Load().policy
+	if diff := cmp.Diff(p.PlanFor([]corev1.Pod{*full}), p.PlanFor([]corev1.Pod{*stripped})); diff != "" {
+		t.Errorf("the plan changed (-full +stripped):\n%s", diff)
+	}
+	before, beforeMirror := cgroup.PodUID(full)
+	after, afterMirror := cgroup.PodUID(stripped)
+	if before != after || beforeMirror != afterMirror || !cmp.Equal(cgroup.ContainerIDs(full), cgroup.ContainerIDs(stripped)) {
+		t.Error("the identity changed")
+	}
+}
+
+func TestPass(t *testing.T) {
+	reg := prometheus.NewRegistry()
+	p := &pass{metrics: metrics.New(reg, "", "", "")}
+	a, b := ctrl.Request{NamespacedName: client.ObjectKey{Name: "a"}}, ctrl.Request{NamespacedName: client.ObjectKey{Name: "b"}}
+	p.pending, p.compared = map[ctrl.Request]bool{a: true, b: true}, map[string]int{}
+	p.done(a, map[qos.Level]int{qos.LevelPod: 1})
+	p.done(a, map[qos.Level]int{qos.LevelPod: 1}) // reconciled twice, counted once
+	if p.ready(nil) == nil {
+		t.Error("ready with an item pending")
+	}
+	p.done(b, map[qos.Level]int{qos.LevelPod: 1})
+	if err := p.ready(nil); err != nil {
+		t.Error(err)
+	}
+	if err := testutil.GatherAndCompare(reg, strings.NewReader(`
+# HELP memqos_cgroups Cgroups that were identified and compared in the last full pass, by level.
+# TYPE memqos_cgroups gauge
+memqos_cgroups{level="container"} 0
+memqos_cgroups{level="node"} 0
+memqos_cgroups{level="pod"} 2
+memqos_cgroups{level="qos"} 0
+`), "memqos_cgroups"); err != nil {
+		t.Error(err)
+	}
+}

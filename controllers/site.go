@@ -1,0 +1,105 @@
+package controllers
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"sync/atomic"
+
+	"github.com/go-logr/logr"
+	corev1 "k8s.io/api/core/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/memqos/memqos/cgroup"
+	"github.com/memqos/memqos/config"
+	"github.com/memqos/memqos/memory"
+	"github.com/memqos/memqos/metrics"
+	"github.com/memqos/memqos/qos"
+)
+
+// site is what the reconcilers work on: the node's tree and the policy that
+// follows from its size. Both change while the agent runs, when kubepods appears
+// or the kubelet comes back with another driver or reservation.
+type site struct {
+	tree   *cgroup.Tree
+	policy qos.Policy
+}
+
+func newSite(tree *cgroup.Tree, c *config.MemoryQoSConfiguration, allocatable int64) *site {
+	return &site{tree: tree, policy: qos.NewPolicy(c, qos.Node{Allocatable: allocatable, PageSize: int64(os.Getpagesize())})}
+}
+
+// surveyor finds the site, and finds it again at every full pass.
+type surveyor struct {
+	nodeName string
+	config   *config.MemoryQoSConfiguration
+	// discover returns the tree, or an UnsupportedError.
+	discover func() (*cgroup.Tree, error)
+	// nodes reads the Node from the API server.
+	nodes   client.Reader
+	metrics *metrics.Metrics
+	log     logr.Logger
+
+	site atomic.Pointer[site]
+	// What was last said, so that only a change is logged.
+	saidReason, saidRoot, saidNote string
+}
+
+// survey looks at the node anew and reports whether it can be served. It is not
+// for concurrent use.
+func (s *surveyor) survey(ctx context.Context) bool {
+	tree, err := s.discover()
+	if err != nil {
+		reason := cgroup.ReasonInaccessible
+		var u *cgroup.UnsupportedError
+		if errors.As(err, &u) {
+			reason = u.Reason
+		}
+		if s.saidReason != reason {
+			s.log.Info("idle: this node cannot be served yet; looking again from time to time", "reason", reason, "detail", err.Error())
+		}
+		s.saidReason, s.saidRoot = reason, ""
+		s.metrics.Unsupported(reason)
+		s.site.Store(nil)
+		return false
+	}
+	if old := s.site.Load(); old != nil && old.tree.Same(tree) {
+		tree = old.tree // the fresh one is closed when it is collected
+	}
+	allocatable, note := nodeAllocatable(ctx, tree, s.nodes, s.nodeName)
+	if note != "" && note != s.saidNote {
+		s.log.Info(note, "allocatableBytes", allocatable)
+	}
+	s.saidNote = note
+	if s.saidRoot != tree.Layout.Root {
+		s.log.Info("serving this node", "kubepods", tree.Layout.Root, "cgroupDriver", tree.Layout.Driver, "mount", tree.Mount, "allocatableBytes", allocatable,
+			"emulationVersion", s.config.EmulationVersion, "memoryThrottlingFactor", *s.config.MemoryThrottlingFactor)
+	}
+	s.saidReason, s.saidRoot = "", tree.Layout.Root
+	s.metrics.Supported(allocatable)
+	s.site.Store(newSite(tree, s.config, allocatable))
+	return true
+}
+
+// nodeAllocatable is node allocatable in bytes, as the kubelet's own MemoryQoS
+// uses it. The kubelet writes it into kubepods' memory.max where
+// enforceNodeAllocatable holds "pods", its default. Otherwise what the Node's
+// status says, which is smaller by the hard eviction threshold, has to do, and
+// note says so. 0 is unknown, and note says why.
+func nodeAllocatable(ctx context.Context, tree *cgroup.Tree, nodes client.Reader, nodeName string) (bytes int64, note string) {
+	limit, err := tree.Value(tree.Layout.Root, memory.Max)
+	if err == nil && limit != memory.Unlimited {
+		return int64(limit), ""
+	}
+	why := "kubepods has no memory.max (the kubelet's enforceNodeAllocatable lacks pods)"
+	if err != nil {
+		why = err.Error()
+	}
+	var node corev1.Node
+	if err := nodes.Get(ctx, client.ObjectKey{Name: nodeName}, &node); err != nil {
+		return 0, fmt.Sprintf("node allocatable is not known, memory.high of containers without a limit is left alone: %s; %v", why, err)
+	}
+	return node.Status.Allocatable.Memory().Value(),
+		"node allocatable is that of the Node's status, smaller than the kubelet's own by evictionHard: " + why
+}
