@@ -23,7 +23,7 @@ func newInspectCommand() *cobra.Command {
 and compares them. It needs no running agent and changes nothing.
 
 Verdicts: Fulfilled (every managed file holds what is wanted), Drifted (some file
-holds another value: WANTED is behind the arrow), Pending (no cgroup yet, or a
+holds another value), Pending (no cgroup yet, or a
 lowering of memory.max waits for usage to fall), Unknown (the sandbox, or a
 container that the pod's status does not name; it is left alone).`,
 		Example: `  memqos inspect
@@ -57,29 +57,28 @@ container that the pod's status does not name; it is left alone).`,
 }
 
 func inspectTable(in *controllers.Inspection) table {
-	t := table{{"LEVEL", "QOS", "POD", "CONTAINER", "MEMORY.MIN", "MEMORY.HIGH", "MEMORY.MAX", "USAGE", "VERDICT"}}
+	t := table{{"LEVEL", "QOS", "POD", "CONTAINER", "WANT MIN", "HIGH", "MAX", "HAS MIN", "HIGH", "MAX", "USAGE", "VERDICT"}}
 	for i := range in.Cgroups {
 		o := &in.Cgroups[i]
-		t = append(t, append(names(o.Level, string(o.QOSClass), o.Namespace, o.Pod, o.Container, o.Cgroup),
-			compared(o, memory.Min), compared(o, memory.High), compared(o, memory.Max), memory.Value(o.UsageBytes).Human(), string(o.Verdict)))
+		row := names(o.Level, string(o.QOSClass), o.Namespace, o.Pod, o.Container, o.Cgroup)
+		row = append(append(row, cells(o.Wanted)...), cells(o.Actual)...)
+		t = append(t, append(row, memory.Value(o.UsageBytes).Human(), string(o.Verdict)))
 	}
 	return t
 }
 
-// compared shows what a file holds, and behind an arrow what is wanted of it if
-// that is something else.
-func compared(o *controllers.Observation, file memory.File) string {
-	got, there := o.Actual[file]
-	want, managed := o.Wanted[file]
-	switch {
-	case !there && !managed:
-		return "-"
-	case !there:
-		return "-> " + want.Human()
-	case managed && got != want:
-		return got.Human() + " -> " + want.Human()
+// cells shows the values that a table has columns for. memory.low is not among
+// them: no release that can be emulated sets it.
+func cells(vs memory.Values) []string {
+	var cells []string
+	for _, file := range []memory.File{memory.Min, memory.High, memory.Max} {
+		cell := "-"
+		if v, ok := vs[file]; ok {
+			cell = v.Human()
+		}
+		cells = append(cells, cell)
 	}
-	return got.Human()
+	return cells
 }
 
 // names are the first columns of every table: whose cgroup it is.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"strings"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -40,7 +39,8 @@ how each came about. It touches nothing and needs no cluster.
 
 It reads Pod, PodList and List, as JSON or multi-document YAML: manifests, or what
 "kubectl get pods -o yaml" prints. As the API server does, it takes the limit for
-a memory request that is not given. The pods are taken to be those of one node:
+a memory request that is not given, and the overhead from a RuntimeClass in the
+same input. The pods are taken to be those of one node:
 the sums for kubepods and the Burstable class are over all of them.`,
 		Example: `  memqos plan -f pod.yaml --node-allocatable-memory 30Gi
   kubectl get pods -A --field-selector spec.nodeName=worker-1 -o yaml | memqos plan -f - -o json
@@ -188,13 +188,7 @@ func planTable(plan *qos.Plan) table {
 	for i := range plan.Cgroups {
 		c := &plan.Cgroups[i]
 		row := names(c.Level, string(c.QOSClass), c.Namespace, c.Pod, c.Container, c.Cgroup)
-		for _, file := range []memory.File{memory.Min, memory.High, memory.Max} {
-			cell := "-"
-			if v, ok := c.Values[file]; ok {
-				cell = v.Human()
-			}
-			row = append(row, cell)
-		}
+		row = append(row, cells(c.Values)...)
 		why := c.Reason[memory.High]
 		if why == "" {
 			why = c.Reason[memory.Min]
@@ -203,6 +197,3 @@ func planTable(plan *qos.Plan) table {
 	}
 	return t
 }
-
-// joinLines puts what an error says on one line.
-func joinLines(s string) string { return strings.Join(strings.Fields(s), " ") }

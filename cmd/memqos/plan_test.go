@@ -179,6 +179,21 @@ func TestPlanErrors(t *testing.T) {
 	}
 }
 
+// A pod has the overhead of its RuntimeClass, wherever that stands in the input.
+func TestPlanRuntimeClass(t *testing.T) {
+	in := strings.Replace(pod, `"spec": {`, `"spec": {"runtimeClassName": "kata", `, 1) + `
+---
+apiVersion: node.k8s.io/v1
+kind: RuntimeClass
+metadata: {name: kata}
+handler: kata
+overhead: {podFixed: {memory: 10Mi}}
+`
+	if got, want := planJSON(t, in).Cgroups[2].Values.String(), "memory.min=77594624 memory.max=144703488"; got != want {
+		t.Errorf("pod: got %s, want %s", got, want)
+	}
+}
+
 func TestPlanNotes(t *testing.T) {
 	one := strings.Replace(pod, `"spec": {`, `"spec": {"nodeName": "a", `, 1)
 	two := strings.NewReplacer(`"nodeName": "a"`, `"nodeName": "b"`, `"limits": {"memory": "128Mi"}`, `"limits": {}`).Replace(one)

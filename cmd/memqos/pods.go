@@ -6,8 +6,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	nodev1 "k8s.io/api/node/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/util/validation/field"
@@ -16,9 +18,19 @@ import (
 	"sigs.k8s.io/yaml"
 )
 
+// podReader gathers pods from a stream of objects.
+type podReader struct {
+	pods  []corev1.Pod
+	notes []string // what was passed over
+	// overhead of the RuntimeClasses in the stream, by name: the API server gives
+	// it to the pods that name the class.
+	overhead map[string]corev1.ResourceList
+}
+
 // readPods reads every pod of a stream of JSON or YAML documents. What is
 // something else is passed over, with a note.
 func readPods(in io.Reader) (pods []corev1.Pod, notes []string, err error) {
+	r := podReader{overhead: map[string]corev1.ResourceList{}}
 	docs := utilyaml.NewYAMLReader(bufio.NewReader(in))
 	for n := 1; ; n++ {
 		doc, err := docs.Read()
@@ -30,73 +42,77 @@ func readPods(in io.Reader) (pods []corev1.Pod, notes []string, err error) {
 		}
 		asJSON, err := yaml.YAMLToJSON(doc)
 		if err != nil {
-			return nil, nil, fmt.Errorf("document %d: %s", n, joinLines(err.Error()))
+			return nil, nil, fmt.Errorf("document %d: %s", n, strings.Join(strings.Fields(err.Error()), " "))
 		}
 		if string(asJSON) == "null" {
 			continue // only comments
 		}
-		p, ns, err := podsOf(asJSON, fmt.Sprintf("document %d", n))
-		if err != nil {
+		if err := r.add(asJSON, fmt.Sprintf("document %d", n)); err != nil {
 			return nil, nil, err
 		}
-		pods, notes = append(pods, p...), append(notes, ns...)
 	}
-	if len(pods) == 0 {
-		return nil, nil, fmt.Errorf("holds no pod (want Pod, PodList or List)%s", also(notes))
+	if len(r.pods) == 0 {
+		return nil, nil, fmt.Errorf("holds no pod (want Pod, PodList or List): %s", strings.Join(append(r.notes, "end of input"), ", "))
 	}
-	return pods, notes, nil
+	for i := range r.pods {
+		if class := r.pods[i].Spec.RuntimeClassName; class != nil && r.pods[i].Spec.Overhead == nil {
+			r.pods[i].Spec.Overhead = r.overhead[*class]
+		}
+	}
+	return r.pods, r.notes, nil
 }
 
-func also(notes []string) string {
-	if len(notes) == 0 {
-		return ""
-	}
-	return ": " + notes[0]
-}
-
-// podsOf returns the pods of one object; at says where it stands.
-func podsOf(data []byte, at string) (pods []corev1.Pod, notes []string, err error) {
+// add takes in one object; at says where it stands.
+func (r *podReader) add(data []byte, at string) error {
 	var head struct {
 		metav1.TypeMeta   `json:",inline"`
 		metav1.ObjectMeta `json:"metadata"`
 		Items             []runtime.RawExtension `json:"items"`
 	}
 	if err := kjson.UnmarshalCaseSensitivePreserveInts(data, &head); err != nil {
-		return nil, nil, fmt.Errorf("%s: %w", at, err)
+		return fmt.Errorf("%s: %w", at, err)
 	}
-	switch {
-	case head.APIVersion == "v1" && head.Kind == "Pod":
+	switch kind := head.APIVersion + " " + head.Kind; {
+	case kind == "v1 Pod":
 		at = fmt.Sprintf("%s (pod %s)", at, head.Name)
 		var pod corev1.Pod
 		if err := kjson.UnmarshalCaseSensitivePreserveInts(data, &pod); err != nil {
-			return nil, nil, fmt.Errorf("%s: %w", at, err)
+			return fmt.Errorf("%s: %w", at, err)
 		}
 		if pod.Namespace == "" {
 			pod.Namespace = metav1.NamespaceDefault
 		}
 		if errs := validatePod(&pod); len(errs) > 0 {
-			return nil, nil, fmt.Errorf("%s: %w", at, errs.ToAggregate())
+			return fmt.Errorf("%s: %w", at, errs.ToAggregate())
 		}
-		return []corev1.Pod{pod}, nil, nil
-	case head.APIVersion == "v1" && (head.Kind == "List" || head.Kind == "PodList"):
+		r.pods = append(r.pods, pod)
+	case kind == "v1 List", kind == "v1 PodList":
 		for i := range head.Items {
-			item := head.Items[i].Raw
+			item, at := head.Items[i].Raw, fmt.Sprintf("%s, item %d", at, i)
 			if head.Kind == "PodList" {
+				var err error
 				if item, err = withType(item); err != nil {
-					return nil, nil, fmt.Errorf("%s, item %d: %w", at, i, err)
+					return fmt.Errorf("%s: %w", at, err)
 				}
 			}
-			p, ns, err := podsOf(item, fmt.Sprintf("%s, item %d", at, i))
-			if err != nil {
-				return nil, nil, err
+			if err := r.add(item, at); err != nil {
+				return err
 			}
-			pods, notes = append(pods, p...), append(notes, ns...)
 		}
-		return pods, notes, nil
+	case kind == "node.k8s.io/v1 RuntimeClass":
+		var class nodev1.RuntimeClass
+		if err := kjson.UnmarshalCaseSensitivePreserveInts(data, &class); err != nil {
+			return fmt.Errorf("%s (RuntimeClass %s): %w", at, head.Name, err)
+		}
+		if class.Overhead != nil {
+			r.overhead[class.Name] = class.Overhead.PodFixed
+		}
 	case head.Kind == "":
-		return nil, nil, fmt.Errorf("%s: is no Kubernetes object: it has no kind", at)
+		return fmt.Errorf("%s: is no Kubernetes object: it has no kind", at)
+	default:
+		r.notes = append(r.notes, fmt.Sprintf("%s: %s %s is passed over, it is no pod", at, kind, head.Name))
 	}
-	return nil, []string{fmt.Sprintf("%s: %s %s %s is passed over, it is no pod", at, head.APIVersion, head.Kind, head.Name)}, nil
+	return nil
 }
 
 // withType gives an item of a PodList, which the API server sends without one,

@@ -1,0 +1,65 @@
+# Every target installs what it needs; only Go, make and a Debian are assumed.
+
+SHELL := /bin/bash -eu -o pipefail
+.DEFAULT_GOAL := help
+
+CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/memqos
+GOLANGCI_LINT_VERSION := v2.15.0
+GOLANGCI_LINT := $(CACHE)/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)/golangci-lint
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
+REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
+
+FUZZTIME ?= 10s
+
+.PHONY: help
+help: ## Show this text
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: demo
+demo: ## Boot a real node in a virtual machine, run memqos on it, show what it wrote
+	go run ./hack/demo
+
+.PHONY: test
+test: node unit fuzz e2e ## Run every test, those on real nodes included
+
+.PHONY: build
+build: ## Build bin/memqos, static
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/memqos ./cmd/memqos
+
+.PHONY: node
+node: ## Fill the cache with what a test node needs: kernel, image, Kubernetes
+	go run ./hack/testnode/cmd/testnode build
+
+.PHONY: unit
+unit: ## Run the tests that need no node, with the race detector
+	go vet ./...
+	go vet -tags e2e ./...
+	go test -race ./...
+
+.PHONY: fuzz
+fuzz: ## Fuzz every parser for FUZZTIME (10s)
+	hack/fuzz.sh $(FUZZTIME)
+
+.PHONY: e2e
+e2e: ## Run the tests that need a node
+	go test -tags e2e -count=1 -timeout 60m -p 1 -v -run '$(or $(RUN),.)' ./hack/testnode ./test/e2e
+
+.PHONY: update
+update: ## Rewrite the golden files; read the diff
+	go test ./cmd/memqos ./config -update
+
+.PHONY: lint
+lint: $(GOLANGCI_LINT) ## Lint, the package graph included
+	$(GOLANGCI_LINT) run
+	$(GOLANGCI_LINT) run --build-tags e2e ./hack/... ./test/...
+	$(GOLANGCI_LINT) fmt --diff
+
+.PHONY: fmt
+fmt: $(GOLANGCI_LINT) ## Format
+	$(GOLANGCI_LINT) fmt
+
+$(GOLANGCI_LINT):
+	@echo "building golangci-lint $(GOLANGCI_LINT_VERSION) (a minute or two)"
+	GOBIN=$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
