@@ -1,0 +1,130 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const usage = `usage: workload sleep
+       workload limits           print memory.min, low, high and max of its own cgroup first of all, then sleep
+       workload alloc SIZE       touch SIZE of anonymous memory gradually, then sleep
+       workload cache FILE SIZE  write SIZE to FILE, read it again and again
+SIZE takes the suffixes Ki, Mi and Gi. SIGTERM and SIGINT end every form.`
+
+func main() {
+	stop := make(chan os.Signal, 1)
+	signal.Notify(stop, syscall.SIGTERM, syscall.SIGINT)
+	go func() {
+		<-stop
+		os.Exit(0)
+	}()
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, "workload:", err)
+		os.Exit(1)
+	}
+	select {}
+}
+
+func run(args []string) error {
+	switch {
+	case len(args) == 1 && args[0] == "sleep":
+		return nil
+	case len(args) == 1 && args[0] == "limits":
+		return printLimits()
+	case len(args) == 2 && args[0] == "alloc":
+		size, err := parseSize(args[1])
+		if err != nil {
+			return err
+		}
+		allocate(size)
+		return nil
+	case len(args) == 3 && args[0] == "cache":
+		size, err := parseSize(args[2])
+		if err != nil {
+			return err
+		}
+		return fillCache(args[1], size)
+	}
+	return fmt.Errorf("cannot %q\n%s", strings.Join(args, " "), usage)
+}
+
+// parseSize returns bytes.
+func parseSize(s string) (int, error) {
+	shift := 0
+	for suffix, bits := range map[string]int{"Ki": 10, "Mi": 20, "Gi": 30} {
+		if number, ok := strings.CutSuffix(s, suffix); ok {
+			s, shift = number, bits
+			break
+		}
+	}
+	n, err := strconv.ParseUint(s, 10, 32)
+	if err != nil {
+		return 0, fmt.Errorf("size: %w", err)
+	}
+	return int(n) << shift, nil
+}
+
+func printLimits() error {
+	self, err := os.ReadFile("/proc/self/cgroup")
+	if err != nil {
+		return err
+	}
+	path, ok := strings.CutPrefix(strings.TrimSpace(string(self)), "0::")
+	if !ok {
+		return fmt.Errorf("cgroup v2 expected, /proc/self/cgroup has %q", self)
+	}
+	for _, name := range []string{"memory.min", "memory.low", "memory.high", "memory.max"} {
+		value, err := os.ReadFile(filepath.Join("/sys/fs/cgroup", path, name))
+		if err != nil {
+			return err
+		}
+		fmt.Printf("%s %s", name, value)
+	}
+	return nil
+}
+
+var held [][]byte // keeps what was allocated alive
+
+func allocate(size int) {
+	const step = 1 << 20
+	start := time.Now()
+	for done := 0; done < size; done += step {
+		block := make([]byte, min(step, size-done))
+		for i := 0; i < len(block); i += os.Getpagesize() {
+			block[i] = 1
+		}
+		held = append(held, block)
+		fmt.Printf("allocated %d bytes after %.1fs\n", done+len(block), time.Since(start).Seconds())
+	}
+}
+
+func fillCache(path string, size int) error {
+	f, err := os.Create(path)
+	if err != nil {
+		return err
+	}
+	block := make([]byte, 1<<20)
+	for done := 0; done < size; done += len(block) {
+		if _, err := f.Write(block[:min(len(block), size-done)]); err != nil {
+			return errors.Join(err, f.Close())
+		}
+	}
+	fmt.Printf("wrote %d bytes\n", size)
+	for {
+		if _, err := f.Seek(0, io.SeekStart); err != nil {
+			return errors.Join(err, f.Close())
+		}
+		if _, err := io.Copy(io.Discard, f); err != nil {
+			return errors.Join(err, f.Close())
+		}
+		time.Sleep(time.Second)
+	}
+}

@@ -1,0 +1,88 @@
+package testnode
+
+import (
+	"fmt"
+	"io"
+)
+
+// Options say which node to start. The zero value is a 1.27.4 node on Debian
+// bookworm with the systemd driver.
+type Options struct {
+	// Kubernetes is the version of the kubelet, and of the API server unless
+	// APIServer names another. A module hack/kubernetes/vX.Y.Z must exist.
+	// Default: "1.27.4".
+	Kubernetes string
+	APIServer  string
+
+	// Debian is the release that the kernel and the root file system come from.
+	// Default: "bookworm" (kernel 6.1).
+	Debian string
+
+	// CgroupDriver is the kubelet's and containerd's: "systemd" (the default)
+	// or "cgroupfs".
+	CgroupDriver string
+
+	// CgroupRoot is the kubelet's --cgroup-root, such as kind's "/kubelet"; the
+	// cgroup is made before the kubelet starts. Default: "/".
+	CgroupRoot string
+
+	// Runtime is the OCI runtime, "runc" (the default) or "crun".
+	Runtime string
+
+	// FeatureGates are the kubelet's.
+	FeatureGates map[string]bool
+
+	// KubeletConfig is merged over the KubeletConfiguration, field by field.
+	KubeletConfig map[string]any
+
+	// StaticPods are manifests for the kubelet's staticPodPath, by file name.
+	StaticPods map[string][]byte
+
+	// MemoryMiB and CPUs are the virtual machine's. Defaults: 3072, and 2; but 1
+	// on kernels newer than bookworm's, which do not get along with two emulated
+	// processors.
+	MemoryMiB, CPUs int
+
+	// Audit makes the API server write an audit log (level Metadata); it is
+	// among what CollectLogs collects.
+	Audit bool
+
+	// Log gets the progress, one line a stage. Default: none.
+	Log io.Writer
+}
+
+func (o Options) withDefaults() (Options, error) {
+	o.Kubernetes = orDefault(o.Kubernetes, "1.27.4")
+	o.APIServer = orDefault(o.APIServer, o.Kubernetes)
+	o.Debian = orDefault(o.Debian, "bookworm")
+	o.CgroupDriver = orDefault(o.CgroupDriver, "systemd")
+	o.CgroupRoot = orDefault(o.CgroupRoot, "/")
+	o.Runtime = orDefault(o.Runtime, "runc")
+	o.MemoryMiB = orDefault(o.MemoryMiB, 3072)
+	if o.CPUs == 0 {
+		o.CPUs = 1
+		if o.Debian == "bookworm" {
+			o.CPUs = 2
+		}
+	}
+	if o.CgroupDriver != "systemd" && o.CgroupDriver != "cgroupfs" {
+		return o, fmt.Errorf("cgroup driver %q: want systemd or cgroupfs", o.CgroupDriver)
+	}
+	if o.Runtime != "runc" && o.Runtime != "crun" {
+		return o, fmt.Errorf("runtime %q: want runc or crun", o.Runtime)
+	}
+	for _, version := range []string{o.Kubernetes, o.APIServer} {
+		if minor(version) == 0 {
+			return o, fmt.Errorf("kubernetes version %q: want MAJOR.MINOR.PATCH", version)
+		}
+	}
+	return o, nil
+}
+
+func orDefault[T comparable](value, otherwise T) T {
+	var zero T
+	if value == zero {
+		return otherwise
+	}
+	return value
+}
