@@ -1,0 +1,368 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+
+	"github.com/memqos/memqos/controllers"
+	"github.com/memqos/memqos/hack/nodeagent"
+	"github.com/memqos/memqos/hack/testnode"
+)
+
+// testInspect: memqos inspect sees the same, and nothing that it manages has drifted.
+func testInspect(t *testing.T, agent *nodeagent.Agent) {
+	eventually(t, "inspect has only good verdicts", func() error {
+		out, err := agent.Inspect(t.Context(), "json")
+		if err != nil {
+			return err
+		}
+		var in controllers.Inspection
+		if err := json.Unmarshal([]byte(out), &in); err != nil {
+			return err
+		}
+		verdicts := map[controllers.Verdict]int{}
+		for _, o := range in.Cgroups {
+			verdicts[o.Verdict]++
+			if o.Verdict == controllers.Drifted {
+				return fmt.Errorf("%s wants %s and holds %s", o.Cgroup, o.Wanted, o.Actual)
+			}
+			if o.Verdict == controllers.Unknown && o.Container != "" {
+				return fmt.Errorf("%s is container %s and unknown", o.Cgroup, o.Container)
+			}
+		}
+		if verdicts[controllers.Fulfilled] < 40 {
+			return fmt.Errorf("only %d cgroups are fulfilled", verdicts[controllers.Fulfilled])
+		}
+		return nil
+	})
+}
+
+const added = `
+apiVersion: v1
+kind: Pod
+metadata: {name: added}
+spec:
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: app
+    image: docker.io/memqos/workload:test
+    imagePullPolicy: Never
+    args: [sleep]
+    resources: {requests: {memory: 40Mi}, limits: {memory: 80Mi}}
+`
+
+func limitless(n int) []byte {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, `---
+apiVersion: v1
+kind: Pod
+metadata: {name: limitless-%d}
+spec:
+  hostNetwork: true
+  terminationGracePeriodSeconds: 1
+  containers:
+  - name: app
+    image: docker.io/memqos/workload:test
+    imagePullPolicy: Never
+    args: [sleep]
+    resources: {requests: {memory: %dMi}}
+`, i, 10+i)
+	}
+	return []byte(b.String())
+}
+
+// testChurn: a pod is added, a container restarts, a node fills with pods that
+// have no limit, pods are deleted. The sums are right a moment later, and nothing
+// stale stays.
+func testChurn(t *testing.T, node *testnode.Node, agent *nodeagent.Agent) {
+	sums := func(want map[string]int64) {
+		t.Helper()
+		eventually(t, "the sums", func() error {
+			s := takeSnapshot(t, node)
+			for name, bytes := range want {
+				if got := s[name]["memory.min"]; got != strconv.FormatInt(bytes/4096*4096, 10) {
+					return fmt.Errorf("%s memory.min is %s, want %d", name, got, bytes)
+				}
+			}
+			return nil
+		})
+	}
+	guaranteed, burstable := requests(listPods(t, node))
+	sums(map[string]int64{"kubepods": guaranteed + burstable, "burstable": burstable})
+
+	apply(t, node, []byte(added))
+	sums(map[string]int64{"kubepods": guaranteed + burstable + 40<<20, "burstable": burstable + 40<<20})
+	holds := func(container, high string) {
+		t.Helper()
+		eventually(t, container, func() error {
+			if got := takeSnapshot(t, node)[container]["memory.high"]; got != high {
+				return fmt.Errorf("memory.high is %q, want %s", got, high)
+			}
+			return nil
+		})
+	}
+	holds("container default/added/app", "79691776") // 40Mi + 0.9 x 40Mi
+
+	// The container dies and comes back with another id.
+	before := containerID(t, node, "default/added")
+	path := cgroupOf(t, node, before)
+	procs, err := node.Run(t.Context(), "cat", "/sys/fs/cgroup/"+path+"/cgroup.procs")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := node.Run(t.Context(), append([]string{"kill", "-9"}, strings.Fields(procs)...)...); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the container comes back", func() error {
+		if id := containerID(t, node, "default/added"); id == before || id == "" {
+			return fmt.Errorf("its id is still %q", id)
+		}
+		return nil
+	})
+	holds("container default/added/app", "79691776")
+
+	const many = 12
+	apply(t, node, limitless(many))
+	extra := int64(40 << 20)
+	for i := range int64(many) {
+		extra += (10 + i) << 20
+	}
+	sums(map[string]int64{"kubepods": guaranteed + burstable + extra, "burstable": burstable + extra})
+	allocatable, err := strconv.ParseFloat(takeSnapshot(t, node)["kubepods"]["memory.max"], 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range many {
+		request := float64((10 + i) << 20)
+		high := int64(request+(allocatable-request)*0.9) / 4096 * 4096
+		holds(fmt.Sprintf("container default/limitless-%d/app", i), strconv.FormatInt(high, 10))
+	}
+
+	if err := node.Delete(t.Context(), append(limitless(many), []byte("---\n"+added)...)); err != nil {
+		t.Fatal(err)
+	}
+	sums(map[string]int64{"kubepods": guaranteed + burstable, "burstable": burstable})
+
+	// All Burstable pods go: the sum goes to 0, where a kubelet up to 1.35 leaves
+	// the last one standing. A static pod cannot be deleted through the API.
+	for _, file := range []string{"pods.yaml", "init-running.yaml"} {
+		if err := node.Delete(t.Context(), onlyPods(read(t, file))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := node.Run(t.Context(), "sh", "-c", "rm -f $(grep -rl static-burstable /etc/kubernetes/manifests)"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "all but one static pod are gone", func() error {
+		if n := len(listPods(t, node)); n != 1 {
+			return fmt.Errorf("%d pods", n)
+		}
+		return nil
+	})
+	sums(map[string]int64{"kubepods": 21 << 20, "burstable": 0})
+	if _, err := agent.Metric(t.Context(), "memqos_full_passes_total", nil); err != nil {
+		t.Error(err)
+	}
+}
+
+// testRestart: kill -9 and a new start lose nothing, and on an unchanged node the
+// second start writes nothing.
+func testRestart(t *testing.T, node *testnode.Node, agent *nodeagent.Agent) {
+	apply(t, node, []byte(added))
+	eventually(t, "inspect is content", func() error {
+		return settled(t, agent)
+	})
+	// The kubelet's own minute tick makes systemd rewrite the QoS slices: with it
+	// the node would not be an unchanged one.
+	if _, err := node.Run(t.Context(), "systemctl", "stop", "kubelet"); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(5 * time.Second) // two passes, to repair a tick that came just before
+	want := takeSnapshot(t, node)
+
+	if err := agent.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	start(t, agent)
+	for range 2 { // ready is after the first pass; see one more
+		passes, err := agent.Metric(t.Context(), "memqos_full_passes_total", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "another full pass", func() error {
+			now, err := agent.Metric(t.Context(), "memqos_full_passes_total", nil)
+			if err == nil && now <= passes {
+				err = fmt.Errorf("%v passes", now)
+			}
+			return err
+		})
+	}
+	writes, err := agent.Metric(t.Context(), "memqos_writes_total", nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if writes != 0 {
+		log, _ := agent.Log(t.Context())
+		t.Errorf("%v writes after a restart on an unchanged node, want 0; log:\n%s", writes, log)
+	}
+	containers, err := agent.Metric(t.Context(), "memqos_cgroups", map[string]string{"level": "container"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if containers < 1 {
+		t.Errorf("0 writes, but %v containers were compared", containers)
+	}
+	if err := same(differences(want, takeSnapshot(t, node))); err != nil {
+		t.Error(err)
+	}
+
+	// What was overwritten while no agent ran is put right at the next start.
+	if err := agent.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	path := cgroupOf(t, node, containerID(t, node, "default/added"))
+	if err := node.WriteFile(t.Context(), "/sys/fs/cgroup/"+path+"/memory.high", []byte("max"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	start(t, agent)
+	if err := same(differences(want, takeSnapshot(t, node))); err != nil {
+		t.Error(err)
+	}
+	if writes, err := agent.Metric(t.Context(), "memqos_writes_total", map[string]string{"result": "written"}); err != nil || writes != 1 {
+		t.Errorf("%v writes, want 1 (%v)", writes, err)
+	}
+	if _, err := node.Run(t.Context(), "systemctl", "start", "kubelet"); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// testLateKubepods: an agent that finds no kubepods idles and is ready, and
+// begins to work when it appears.
+func testLateKubepods(t *testing.T, node *testnode.Node, agent *nodeagent.Agent) {
+	if err := agent.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	late, err := nodeagent.Install(t.Context(), node, root, `
+apiVersion: memqos.io/v1alpha1
+kind: MemoryQoSConfiguration
+cgroupRoot: /late
+cgroupDriver: cgroupfs
+resyncPeriod: 2s
+`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, late)
+	if n, err := late.Metric(t.Context(), "memqos_node_unsupported", map[string]string{"reason": "KubepodsNotFound"}); err != nil || n != 1 {
+		t.Errorf("memqos_node_unsupported is %v (%v), want 1", n, err)
+	}
+	if _, err := node.Run(t.Context(), "sh", "-ec", `
+		cd /sys/fs/cgroup
+		mkdir late && echo +memory > late/cgroup.subtree_control
+		mkdir late/kubepods && echo +memory > late/kubepods/cgroup.subtree_control
+		mkdir late/kubepods/burstable`); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "kubepods appeared and is served", func() error {
+		got, err := node.ReadFile(t.Context(), "/sys/fs/cgroup/late/kubepods/burstable/memory.min")
+		if err == nil && strings.TrimSpace(string(got)) != strconv.Itoa(40<<20) {
+			err = fmt.Errorf("memory.min is %s", got)
+		}
+		return err
+	})
+	log, err := late.Log(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(log, `"reason":"KubepodsNotFound"`); n != 1 {
+		t.Errorf("the log says %d times that the node is idle, want once:\n%s", n, log)
+	}
+}
+
+// settled is an error while inspect shows a drifted file.
+func settled(t *testing.T, agent *nodeagent.Agent) error {
+	t.Helper()
+	out, err := agent.Inspect(t.Context(), "table")
+	if err == nil && (strings.Contains(out, "Drifted") || strings.Contains(out, "Pending")) {
+		err = fmt.Errorf("inspect shows:\n%s", out)
+	}
+	return err
+}
+
+// requests sums what the pods ask for, without the product's code: it is enough
+// here that no pod has an init container that asks for more, except one.
+func requests(pods []corev1.Pod) (guaranteed, burstable int64) {
+	for i := range pods {
+		pod := &pods[i]
+		if pod.Status.Phase == corev1.PodSucceeded || pod.Status.QOSClass == corev1.PodQOSBestEffort {
+			continue
+		}
+		var containers, init resource.Quantity
+		for _, c := range pod.Spec.Containers {
+			containers.Add(*c.Resources.Requests.Memory())
+		}
+		for _, c := range pod.Spec.InitContainers {
+			if r := c.Resources.Requests.Memory(); r.Cmp(init) > 0 {
+				init = *r
+			}
+		}
+		if init.Cmp(containers) > 0 {
+			containers = init
+		}
+		containers.Add(*pod.Spec.Overhead.Memory())
+		if pod.Status.QOSClass == corev1.PodQOSGuaranteed {
+			guaranteed += containers.Value()
+		} else {
+			burstable += containers.Value()
+		}
+	}
+	return guaranteed, burstable
+}
+
+// containerID returns the id of a pod's first container, if that runs.
+func containerID(t *testing.T, node *testnode.Node, pod string) string {
+	t.Helper()
+	p := findPod(listPods(t, node), pod)
+	if p == nil || len(p.Status.ContainerStatuses) == 0 || p.Status.ContainerStatuses[0].State.Running == nil {
+		return ""
+	}
+	_, id, _ := strings.Cut(p.Status.ContainerStatuses[0].ContainerID, "://")
+	return id
+}
+
+// cgroupOf returns the path of a container's cgroup.
+func cgroupOf(t *testing.T, node *testnode.Node, id string) string {
+	t.Helper()
+	cgroups, err := node.Cgroups(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for path := range cgroups {
+		if id != "" && strings.Contains(path, id) {
+			return path
+		}
+	}
+	t.Fatalf("no cgroup of container %q", id)
+	return ""
+}
+
+// onlyPods drops what is not a pod: what pods need outlives them here.
+func onlyPods(manifests []byte) []byte {
+	var out []string
+	for doc := range strings.SplitSeq(string(manifests), "\n---\n") {
+		if strings.Contains(doc, "kind: Pod\n") {
+			out = append(out, doc)
+		}
+	}
+	return []byte(strings.Join(out, "\n---\n"))
+}

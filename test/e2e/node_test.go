@@ -1,0 +1,171 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/memqos/memqos/hack/nodeagent"
+	"github.com/memqos/memqos/hack/testnode"
+)
+
+const root = "../.."
+
+func read(t *testing.T, name string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(filepath.Join("testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// startNode boots a node with the pods of testdata running on it. It is stopped,
+// and its logs are kept if the test failed, when the test ends.
+func startNode(t *testing.T, o testnode.Options) *testnode.Node {
+	t.Helper()
+	o.Log = t.Output()
+	o.StaticPods = map[string][]byte{
+		"static-burstable.yaml":  read(t, "static-burstable.yaml"),
+		"static-guaranteed.yaml": read(t, "static-guaranteed.yaml"),
+	}
+	node, err := testnode.Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			dir, err := node.CollectLogs(ctx)
+			t.Logf("logs of the node are in %s (%v)", dir, err)
+		}
+		if err := node.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
+	start := time.Now()
+	apply(t, node, read(t, "pods.yaml"))
+	if err := node.Apply(t.Context(), read(t, "init-running.yaml")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the static pods and the init container run", func() error {
+		for _, pod := range []string{"default/static-burstable-" + node.Name(), "kube-system/static-guaranteed-" + node.Name(), "default/init-running"} {
+			if p := findPod(listPods(t, node), pod); p == nil || !anyRunning(p) {
+				return fmt.Errorf("pod %s does not run", pod)
+			}
+		}
+		return nil
+	})
+	t.Logf("pods running after %.0fs", time.Since(start).Seconds())
+	return node
+}
+
+// apply creates objects and waits until their pods run.
+func apply(t *testing.T, node *testnode.Node, manifests []byte) {
+	t.Helper()
+	if err := node.Apply(t.Context(), manifests); err != nil {
+		t.Fatal(err)
+	}
+	if err := node.WaitRunning(t.Context(), manifests); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// installAgent puts memqos on the node, with a full pass every 2 s, and starts it.
+func installAgent(t *testing.T, node *testnode.Node, extra string) *nodeagent.Agent {
+	t.Helper()
+	agent, err := nodeagent.Install(t.Context(), node, root, `
+apiVersion: memqos.io/v1alpha1
+kind: MemoryQoSConfiguration
+resyncPeriod: 2s
+logging: {verbosity: 2}
+`+extra)
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, agent)
+	return agent
+}
+
+func start(t *testing.T, agent *nodeagent.Agent) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	if err := agent.Start(ctx); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func clientset(t *testing.T, node *testnode.Node) kubernetes.Interface {
+	t.Helper()
+	c, err := kubernetes.NewForConfig(node.RESTConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+func listPods(t *testing.T, node *testnode.Node) []corev1.Pod {
+	t.Helper()
+	list, err := clientset(t, node).CoreV1().Pods("").List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return list.Items
+}
+
+func findPod(pods []corev1.Pod, name string) *corev1.Pod {
+	for i := range pods {
+		if pods[i].Namespace+"/"+pods[i].Name == name {
+			return &pods[i]
+		}
+	}
+	return nil
+}
+
+func anyRunning(pod *corev1.Pod) bool {
+	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses} {
+		for i := range statuses {
+			if statuses[i].State.Running != nil {
+				return true
+			}
+		}
+	}
+	return false
+}
+
+// eventually calls check until it returns nil, for as long as a slow machine
+// could need.
+func eventually(t *testing.T, what string, check func() error) {
+	t.Helper()
+	deadline := time.Now().Add(4 * time.Minute)
+	for {
+		err := check()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) || t.Context().Err() != nil {
+			t.Fatalf("%s: not within 4 minutes: %v", what, err)
+		}
+		time.Sleep(500 * time.Millisecond)
+	}
+}
+
+// same returns an error that lists differences, if there are any.
+func same(diff []string) error {
+	if len(diff) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%d differences:\n%s", len(diff), strings.Join(diff, "\n"))
+}
