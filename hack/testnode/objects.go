@@ -90,16 +90,16 @@ func (n *Node) WaitRunning(ctx context.Context, manifests []byte) error {
 
 // WaitPod is WaitRunning for one pod.
 func (n *Node) WaitPod(ctx context.Context, namespace, name string) error {
-	state := "not there"
+	var state string
 	for {
 		pod, err := n.clients.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
-		if err == nil {
-			if started(pod) {
-				return nil
-			}
+		switch {
+		case err != nil: // not there yet, or an API server that is short of processor time
+			state = err.Error()
+		case started(pod):
+			return nil
+		default:
 			state = describe(pod)
-		} else if !apierrors.IsNotFound(err) && ctx.Err() == nil {
-			return fmt.Errorf("wait for pod %s/%s: %w", namespace, name, err)
 		}
 		if err := guestDied(n.vm, n.dir); err != nil {
 			return err

@@ -74,10 +74,12 @@ func startNode(t *testing.T, o testnode.Options) *testnode.Node {
 // apply creates objects and waits until their pods run.
 func apply(t *testing.T, node *testnode.Node, manifests []byte) {
 	t.Helper()
-	if err := node.Apply(t.Context(), manifests); err != nil {
+	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	defer cancel()
+	if err := node.Apply(ctx, manifests); err != nil {
 		t.Fatal(err)
 	}
-	if err := node.WaitRunning(t.Context(), manifests); err != nil {
+	if err := node.WaitRunning(ctx, manifests); err != nil {
 		t.Fatal(err)
 	}
 }
