@@ -136,12 +136,15 @@ func (a *agent) Start(ctx context.Context) error {
 		if served {
 			if !started {
 				if err := a.startControllers(ctx); err != nil {
+					if ctx.Err() != nil {
+						return nil
+					}
 					return err
 				}
 				started = true
 			}
 			if err := a.pass.begin(ctx, a.manager.GetCache(), a.node); err != nil {
-				return fmt.Errorf("begin a full pass: %w", err)
+				a.surveyor.log.Error(err, "a full pass is left out")
 			}
 			wait = a.period
 		}
@@ -157,6 +160,10 @@ func (a *agent) Start(ctx context.Context) error {
 // nothing is watched: a node that is not served costs the API server nothing.
 func (a *agent) startControllers(ctx context.Context) error {
 	pods := a.manager.GetCache()
+	// Returns once the node's pods are known, however long the API server is away.
+	if _, err := pods.GetInformer(ctx, &corev1.Pod{}); err != nil {
+		return fmt.Errorf("watch the node's pods: %w", err)
+	}
 	podEvents := source.Kind(pods, &corev1.Pod{}, &handler.TypedEnqueueRequestForObject[*corev1.Pod]{})
 	err := a.addController(podController, podWorkers, podEvents, &podReconciler{pods, a.surveyor, a.pass, a.metrics})
 	if err != nil {
@@ -168,9 +175,6 @@ func (a *agent) startControllers(ctx context.Context) error {
 	})
 	if err := a.addController(nodeController, 1, nodeEvents, &nodeReconciler{pods, a.surveyor, a.pass, a.metrics}); err != nil {
 		return err
-	}
-	if !pods.WaitForCacheSync(ctx) {
-		return nil // the agent is stopping
 	}
 	for len(a.pass.controllers()) < 2 { // started by the manager, each in a goroutine
 		select {
