@@ -114,7 +114,11 @@ func (s *site) inspect(node string, allocatable int64, pods []corev1.Pod) (*Insp
 		if err != nil {
 			return nil, fmt.Errorf("find the cgroups of pod %s/%s: %w", pod.Namespace, pod.Name, err)
 		}
+		ended := endedContainers(pod)
 		for _, c := range l.cgroups {
+			if c.Cgroup == "" && ended[c.Container] {
+				continue // nothing is wanted of it any more
+			}
 			known[c.Cgroup] = true
 			if err := s.observe(in, c); err != nil {
 				return nil, err
@@ -129,6 +133,18 @@ func (s *site) inspect(node string, allocatable int64, pods []corev1.Pod) (*Insp
 		}
 	}
 	return in, s.observeOrphans(in, known)
+}
+
+// endedContainers are the containers of a pod that have run and will not again,
+// such as an init container that is done.
+func endedContainers(pod *corev1.Pod) map[string]bool {
+	ended := map[string]bool{}
+	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses} {
+		for i := range statuses {
+			ended[statuses[i].Name] = statuses[i].State.Terminated != nil
+		}
+	}
+	return ended
 }
 
 // observeOrphans adds the cgroups of pods that the API server does not name.

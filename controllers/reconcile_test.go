@@ -326,7 +326,9 @@ func TestSurvey(t *testing.T) {
 func TestInspect(t *testing.T) {
 	pending := burstable("pending", "1Mi", "2Mi")
 	pending.UID = "uid-2"
-	w := newWorld(t, podTree+"\nkubepods/besteffort/podorphan", burstable("p", "64Mi", "128Mi"), pending)
+	p := burstable("p", "64Mi", "128Mi")
+	p.Status.InitContainerStatuses[0].State.Terminated = &corev1.ContainerStateTerminated{}
+	w := newWorld(t, podTree+"\nkubepods/besteffort/podorphan", p, pending)
 	w.mustReconcilePod("p")
 	cgrouptest.Write(t, filepath.Join(w.dir, podDir, idApp, "memory.high"), "max")
 	var pods corev1.PodList
@@ -345,7 +347,6 @@ func TestInspect(t *testing.T) {
 		"node|||kubepods|Drifted",
 		"qos|||kubepods/burstable|Drifted",
 		"pod|p||" + podDir + "|Fulfilled",
-		"container|p|init||Pending",
 		"container|p|app|" + podDir + "/" + idApp + "|Drifted",
 		"container|p||" + podDir + "/" + idSandbox + "|Unknown",
 		"pod|pending|||Pending",

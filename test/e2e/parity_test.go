@@ -22,7 +22,6 @@ import (
 func TestNode(t *testing.T) {
 	for _, driver := range []config.CgroupDriver{config.Systemd, config.Cgroupfs} {
 		t.Run(string(driver), func(t *testing.T) {
-			t.Parallel() // two machines at a time, for two processors
 			oracle, allocatable := recordOracle(t, driver)
 
 			node := startNode(t, testnode.Options{Kubernetes: "1.27.4", CgroupDriver: string(driver), FeatureGates: map[string]bool{"MemoryQoS": false}})
