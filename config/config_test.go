@@ -59,6 +59,33 @@ logging: {format: text, verbosity: 4}
 	}
 }
 
+// The defaults that depend on the release.
+func TestDefaultsOfRelease(t *testing.T) {
+	for _, tc := range []struct {
+		version EmulationVersion
+		in      MemoryReservationPolicy
+		factor  float64
+		policy  MemoryReservationPolicy
+	}{
+		{"1.26", "", 0.8, ""},
+		{"1.35", "", 0.9, ""},
+		{"1.36", "", 0.9, TieredReservation},
+		{"1.37", "", 0.9, TieredReservation},
+		{"1.37", NoReservation, 0.9, NoReservation},
+	} {
+		c, err := Load("", func(c *MemoryQoSConfiguration) {
+			c.EmulationVersion, c.MemoryReservationPolicy = tc.version, tc.in
+		})
+		if err != nil {
+			t.Errorf("%s %q: %v", tc.version, tc.in, err)
+			continue
+		}
+		if *c.MemoryThrottlingFactor != tc.factor || c.MemoryReservationPolicy != tc.policy {
+			t.Errorf("%s %q: got factor %v policy %q, want %v %q", tc.version, tc.in, *c.MemoryThrottlingFactor, c.MemoryReservationPolicy, tc.factor, tc.policy)
+		}
+	}
+}
+
 // Each error must name the field and what to do.
 func TestDecodeErrors(t *testing.T) {
 	for _, tc := range []struct{ name, in, want string }{
@@ -76,6 +103,8 @@ func TestDecodeErrors(t *testing.T) {
 		{"version", header + "emulationVersion: \"1.21\"\n", `emulationVersion: Unsupported value: "1.21"`},
 		{"factor 0", header + "memoryThrottlingFactor: 0\n", "memoryThrottlingFactor: Invalid value: 0: must be greater than 0 and at most 1"},
 		{"factor 1.1", header + "memoryThrottlingFactor: 1.1\n", "memoryThrottlingFactor: Invalid value: 1.1"},
+		{"policy of an older release", header + "memoryReservationPolicy: TieredReservation\n", `memoryReservationPolicy: Invalid value: "TieredReservation": the kubelet 1.27 has no such setting: remove it, or set emulationVersion to "1.36" or later`},
+		{"policy", header + "emulationVersion: \"1.36\"\nmemoryReservationPolicy: HardReservation\n", `memoryReservationPolicy: Unsupported value: "HardReservation": supported values: "None", "TieredReservation"`},
 		{"relative root", header + "cgroupRoot: kubelet\n", "cgroupRoot: Invalid value"},
 		{"root escapes", header + "cgroupRoot: /../x\n", "cgroupRoot: Invalid value"},
 		{"root is slice", header + "cgroupRoot: /kubelet.slice\n", "not the name of the slice"},
@@ -138,6 +167,7 @@ func TestLoad(t *testing.T) {
 func FuzzDecode(f *testing.F) {
 	f.Add([]byte(header))
 	f.Add([]byte(header + "memoryThrottlingFactor: 0.5\nfeatureGates: {MemoryQoS: false}\n"))
+	f.Add([]byte(header + "emulationVersion: '1.37'\nmemoryReservationPolicy: None\n"))
 	f.Add([]byte(header + "emulationVersion: 1.30\nlogging: {verbosity: 3}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Decode(data)

@@ -17,6 +17,9 @@ func SetDefaults(c *MemoryQoSConfiguration) {
 	if c.MemoryThrottlingFactor == nil {
 		c.MemoryThrottlingFactor = new(c.EmulationVersion.ThrottlingFactor())
 	}
+	if c.MemoryReservationPolicy == "" && c.EmulationVersion.HasReservationPolicy() {
+		c.MemoryReservationPolicy = TieredReservation
+	}
 	if c.ResyncPeriod.Duration == 0 {
 		c.ResyncPeriod.Duration = 30 * time.Second
 	}

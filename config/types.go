@@ -30,13 +30,21 @@ type MemoryQoSConfiguration struct {
 	// EmulationVersion is the Kubernetes release whose MemoryQoS is reproduced,
 	// as "major.minor" in quotes. "1.22" to "1.26": memory.high is throttling
 	// factor x limit. "1.27" to "1.35": request + factor x (limit - request).
-	// Default: "1.27".
+	// "1.36" and "1.37": the same memory.high, and tiered protection. Default:
+	// "1.27".
 	EmulationVersion EmulationVersion `json:"emulationVersion,omitempty"`
 
 	// MemoryThrottlingFactor is the factor in the formula of memory.high,
 	// greater than 0 and at most 1. Default: that of the emulated release, 0.8
-	// up to 1.26 and 0.9 from 1.27.
+	// up to 1.26 and 0.9 from 1.27. The kubelet of 1.37 has none by default and
+	// then sets no memory.high; here 0.9 stays.
 	MemoryThrottlingFactor *float64 `json:"memoryThrottlingFactor,omitempty"`
+
+	// MemoryReservationPolicy is the kubelet's setting of that name, which it has
+	// since 1.36: "TieredReservation" or "None". It must not be set for an earlier
+	// release. Default: "TieredReservation" from 1.36. The kubelet's own default
+	// is "None"; installing memqos is asking for protection.
+	MemoryReservationPolicy MemoryReservationPolicy `json:"memoryReservationPolicy,omitempty"`
 
 	// CgroupRoot is the kubelet's cgroupRoot: the cgroup that holds kubepods, as
 	// a path from the root of the hierarchy ("/", or "/kubelet" on kind). Default:
@@ -81,6 +89,18 @@ const (
 	Cgroupfs CgroupDriver = "cgroupfs" // directories, made directly
 )
 
+// MemoryReservationPolicy says which memory the kernel holds back for requests.
+type MemoryReservationPolicy string
+
+// The memory reservation policies of the kubelet.
+const (
+	// TieredReservation protects Guaranteed pods with memory.min, which is never
+	// reclaimed, and the others with memory.low, which is reclaimed last.
+	TieredReservation MemoryReservationPolicy = "TieredReservation"
+	// NoReservation protects nothing.
+	NoReservation MemoryReservationPolicy = "None"
+)
+
 // EmulationVersion is a Kubernetes release as "major.minor".
 type EmulationVersion string
 
@@ -91,7 +111,7 @@ const DefaultEmulationVersion EmulationVersion = "1.27"
 // The first and the last release, as minor versions of 1, that can be emulated.
 const (
 	oldestMinor = 22
-	newestMinor = 35
+	newestMinor = 37
 )
 
 // EmulationVersions lists the releases that can be emulated, oldest first.
@@ -110,14 +130,18 @@ func (v EmulationVersion) AtLeast(minor int) bool {
 	return i >= 0 && oldestMinor+i >= minor
 }
 
-// ThrottlingFactor is the factor that the release's kubelet uses when none is
-// configured.
+// ThrottlingFactor is the factor that is used when none is configured: that of
+// the release's kubelet, and for 1.37, which has none, that of the release before.
 func (v EmulationVersion) ThrottlingFactor() float64 {
 	if v.AtLeast(27) {
 		return 0.9
 	}
 	return 0.8
 }
+
+// HasReservationPolicy reports whether the release's kubelet knows
+// memoryReservationPolicy.
+func (v EmulationVersion) HasReservationPolicy() bool { return v.AtLeast(36) }
 
 // Enabled reports whether a feature gate is on.
 func (c *MemoryQoSConfiguration) Enabled(gate string) bool { return c.FeatureGates[gate] }

@@ -27,6 +27,7 @@ func Validate(c *MemoryQoSConfiguration) field.ErrorList {
 	if f := c.MemoryThrottlingFactor; f != nil && !(*f > 0 && *f <= 1) { // also refuses NaN
 		errs = append(errs, field.Invalid(field.NewPath("memoryThrottlingFactor"), *f, "must be greater than 0 and at most 1, such as 0.9"))
 	}
+	errs = append(errs, validateReservationPolicy(c, field.NewPath("memoryReservationPolicy"))...)
 	errs = append(errs, validateCgroupRoot(c.CgroupRoot, field.NewPath("cgroupRoot"))...)
 	switch c.CgroupDriver {
 	case "", Systemd, Cgroupfs:
@@ -46,6 +47,18 @@ func Validate(c *MemoryQoSConfiguration) field.ErrorList {
 		errs = append(errs, field.Invalid(logging.Child("verbosity"), v, "must be from 0 to 10"))
 	}
 	return errs
+}
+
+func validateReservationPolicy(c *MemoryQoSConfiguration, at *field.Path) field.ErrorList {
+	switch p := c.MemoryReservationPolicy; {
+	case p == "" && !c.EmulationVersion.HasReservationPolicy():
+		return nil
+	case p != TieredReservation && p != NoReservation:
+		return field.ErrorList{field.NotSupported(at, p, []MemoryReservationPolicy{NoReservation, TieredReservation})}
+	case !c.EmulationVersion.HasReservationPolicy():
+		return field.ErrorList{field.Invalid(at, p, fmt.Sprintf(`the kubelet %s has no such setting: remove it, or set emulationVersion to "1.36" or later`, c.EmulationVersion))}
+	}
+	return nil
 }
 
 func validateCgroupRoot(root string, at *field.Path) field.ErrorList {
