@@ -58,7 +58,9 @@ func common(a, b corev1.PodQOSClass) corev1.PodQOSClass {
 }
 
 // SetDefaults does to a pod what the API server does before it stores one: a
-// request that is not given becomes the limit. An explicit 0 stays.
+// request that is not given becomes the limit. An explicit 0 stays. Pod-level
+// resources are completed as 1.37 does it, unless the pod comes from an API
+// server: an older one completes less, and what it left out is not there.
 func SetDefaults(pod *corev1.Pod) {
 	for _, containers := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 		for i := range containers {
@@ -74,4 +76,52 @@ func SetDefaults(pod *corev1.Pod) {
 			}
 		}
 	}
+	if pod.Status.QOSClass == "" && resourcehelper.IsPodLevelResourcesSet(pod) {
+		setPodLevelDefaults(pod)
+	}
+}
+
+// setPodLevelDefaults completes the cpu and memory of a pod's spec.resources, as
+// DefaultPodLevelResources in pkg/api/pod/util.go: a request that is not given is
+// the sum of the containers', or else the limit; a limit that is not given is the
+// sum of the containers' where all have one, but not below the request.
+func setPodLevelDefaults(pod *corev1.Pod) {
+	r := pod.Spec.Resources
+	if r.Requests == nil {
+		r.Requests = corev1.ResourceList{}
+	}
+	if r.Limits == nil {
+		r.Limits = corev1.ResourceList{}
+	}
+	requests := resourcehelper.AggregateContainerRequests(pod, resourcehelper.PodResourcesOptions{})
+	limits := resourcehelper.AggregateContainerLimits(pod, resourcehelper.PodResourcesOptions{})
+	for _, name := range []corev1.ResourceName{corev1.ResourceCPU, corev1.ResourceMemory} {
+		request, requested := r.Requests[name]
+		limit, limited := r.Limits[name]
+		if !requested {
+			if request, requested = requests[name]; !requested {
+				request, requested = limit, limited
+			}
+		}
+		if requested {
+			r.Requests[name] = request.DeepCopy()
+		}
+		if requested && !limited && everyContainerLimits(pod, name) {
+			if limit = limits[name]; limit.Cmp(request) < 0 {
+				limit = request
+			}
+			r.Limits[name] = limit.DeepCopy()
+		}
+	}
+}
+
+func everyContainerLimits(pod *corev1.Pod, name corev1.ResourceName) bool {
+	for _, containers := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
+		for i := range containers {
+			if _, ok := containers[i].Resources.Limits[name]; !ok {
+				return false
+			}
+		}
+	}
+	return true
 }

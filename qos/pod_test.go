@@ -82,3 +82,64 @@ func TestSetDefaults(t *testing.T) {
 		t.Errorf("memory and cpu requests (-want +got):\n%s", diff)
 	}
 }
+
+// The rows of strategy_test.go of 1.37.1, TestApplyPodLevelResourceDefaults, that
+// are not about hugepages.
+func TestSetDefaultsPodLevel(t *testing.T) {
+	for _, tc := range []struct {
+		name       string
+		containers []corev1.ResourceRequirements
+		podLevel   *corev1.ResourceRequirements
+		want       string // requests, limits: cpu memory
+	}{
+		{"nil", []corev1.ResourceRequirements{requirements("100m", "200m", "128Mi", "256Mi")}, nil, ""},
+		{"empty", []corev1.ResourceRequirements{requirements("100m", "200m", "128Mi", "256Mi")}, &corev1.ResourceRequirements{}, "- - / - -"},
+		{"memory request, container limits of cpu", []corev1.ResourceRequirements{requirements("100m", "100m", "128Mi", ""), requirements("200m", "200m", "128Mi", "")}, podLevel("", "", "256Mi", ""), "300m 256Mi / 300m -"},
+		{"memory request, container limits of memory", []corev1.ResourceRequirements{requirements("", "", "128Mi", "128Mi"), requirements("", "", "128Mi", "128Mi")}, podLevel("", "", "256Mi", ""), "- 256Mi / - 256Mi"},
+		{"cpu request", []corev1.ResourceRequirements{requirements("", "", "128Mi", "256Mi"), requirements("", "", "128Mi", "256Mi")}, podLevel("200m", "", "", ""), "200m 256Mi / - 512Mi"},
+		{"limits only in containers", []corev1.ResourceRequirements{requirements("", "100m", "", "128Mi"), requirements("", "100m", "", "128Mi")}, podLevel("200m", "", "256Mi", ""), "200m 256Mi / 200m 256Mi"},
+		{"a container without limits", []corev1.ResourceRequirements{requirements("50m", "100m", "64Mi", "128Mi"), requirements("50m", "", "64Mi", "")}, podLevel("200m", "", "256Mi", ""), "200m 256Mi / - -"},
+		{"request above the containers' limits", []corev1.ResourceRequirements{requirements("", "", "64Mi", "128Mi")}, podLevel("", "", "1Gi", ""), "- 1Gi / - 1Gi"},
+		{"limit only, containers ask for nothing", []corev1.ResourceRequirements{{}}, podLevel("", "", "", "1Gi"), "- 1Gi / - 1Gi"},
+		{"limit only, containers ask", []corev1.ResourceRequirements{requirements("", "", "64Mi", "")}, podLevel("", "", "", "1Gi"), "- 64Mi / - 1Gi"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			p := &corev1.Pod{Spec: corev1.PodSpec{Resources: tc.podLevel}}
+			for _, r := range tc.containers {
+				p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Resources: r})
+			}
+			stored := p.DeepCopy()
+			stored.Status.QOSClass = corev1.PodQOSBurstable
+			before := stored.Spec.Resources.DeepCopy()
+			for range 2 { // a second time changes nothing
+				SetDefaults(p)
+				if got := show(p.Spec.Resources); got != tc.want {
+					t.Errorf("got %q, want %q", got, tc.want)
+				}
+			}
+			SetDefaults(stored)
+			if diff := cmp.Diff(before, stored.Spec.Resources); diff != "" {
+				t.Errorf("a pod from an API server was changed:\n%s", diff)
+			}
+		})
+	}
+}
+
+func podLevel(cpuRequest, cpuLimit, memRequest, memLimit string) *corev1.ResourceRequirements {
+	r := requirements(cpuRequest, cpuLimit, memRequest, memLimit)
+	return &r
+}
+
+func show(r *corev1.ResourceRequirements) string {
+	if r == nil {
+		return ""
+	}
+	text := func(list corev1.ResourceList, name corev1.ResourceName) string {
+		if q, ok := list[name]; ok {
+			return q.String()
+		}
+		return "-"
+	}
+	return text(r.Requests, corev1.ResourceCPU) + " " + text(r.Requests, corev1.ResourceMemory) + " / " +
+		text(r.Limits, corev1.ResourceCPU) + " " + text(r.Limits, corev1.ResourceMemory)
+}
