@@ -175,8 +175,8 @@ func podCgroup(pod *corev1.Pod, level Level) Cgroup {
 // over app containers and sidecars and of each init container's peak, or the
 // pod-level request, and the overhead.
 func podRequest(pod *corev1.Pod) int64 {
-	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{})
-	return quantityBytes(requests.Memory())
+	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{ExcludeOverhead: true})
+	return withOverhead(requests.Memory(), pod)
 }
 
 // podLimit is the memory limit of a pod's own cgroup in bytes. There is one only
@@ -195,9 +195,22 @@ func podLimit(pod *corev1.Pod) (int64, bool) {
 			}
 		}
 	}
-	limits := resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{})
-	limit := quantityBytes(limits.Memory())
+	limits := resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{ExcludeOverhead: true})
+	if limits.Memory().IsZero() {
+		return 0, false
+	}
+	limit := withOverhead(limits.Memory(), pod)
 	return limit, limit > 0
+}
+
+// withOverhead is a request or limit and the pod's overhead, in bytes. It adds
+// to a copy: what PodRequests and PodLimits return shares the number with
+// spec.resources where that is no int64 (such as 1.5Gi), and if they add the
+// overhead themselves it grows in the pod with every call.
+func withOverhead(q *resource.Quantity, pod *corev1.Pod) int64 {
+	sum := q.DeepCopy()
+	sum.Add(*pod.Spec.Overhead.Memory())
+	return quantityBytes(&sum)
 }
 
 var maxQuantity = *resource.NewQuantity(math.MaxInt64, resource.BinarySI)

@@ -142,6 +142,7 @@ func TestPod(t *testing.T) {
 		pod  *corev1.Pod
 		want string
 	}{
+		{"pod-level and overhead, not int64", withOverhead(&corev1.Pod{Spec: corev1.PodSpec{Resources: podLevel("", "", "1.5Gi", "2.5Gi")}, Status: corev1.PodStatus{QOSClass: corev1.PodQOSBurstable}}), "memory.min=1621098496 memory.max=2694840320"},
 		{"one container", pod(corev1.PodQOSBurstable, container("a", "100Mi/-")), "memory.min=104857600"},
 		{"two containers", pod(corev1.PodQOSBurstable, container("a", "100Mi/-"), container("b", "100Mi/-")), "memory.min=209715200"},
 		{"limits everywhere", pod(corev1.PodQOSBurstable, container("a", "64Mi/128Mi"), container("b", "0/1Mi")), "memory.min=67108864 memory.max=135266304"},
@@ -160,8 +161,10 @@ func TestPod(t *testing.T) {
 		{"larger than an int64 together", pod(corev1.PodQOSBurstable, container("a", "8E/8E"), container("b", "8E/8E")), "memory.min=max memory.max=max"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
-			if got := policy(t, "1.27", 0, Node{Allocatable: gi32, PageSize: 4096}).Pod(tc.pod); got.Values.String() != tc.want {
-				t.Errorf("got  %s\nwant %s", got.Values, tc.want)
+			for range 2 { // planning changes nothing
+				if got := policy(t, "1.27", 0, Node{Allocatable: gi32, PageSize: 4096}).Pod(tc.pod); got.Values.String() != tc.want {
+					t.Errorf("got  %s\nwant %s", got.Values, tc.want)
+				}
 			}
 		})
 	}
