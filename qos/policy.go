@@ -3,7 +3,6 @@ package qos
 import (
 	"fmt"
 	"math"
-	"strconv"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
@@ -26,18 +25,21 @@ type Node struct {
 
 // Policy is the MemoryQoS of one Kubernetes release on one node.
 type Policy struct {
-	node   Node
-	factor float64
-	high   highFormula
+	node    Node
+	factor  float64
+	release release
+	// reserve: requests are protected. Only from 1.36 can they not be.
+	reserve bool
 }
 
 // NewPolicy returns the policy that a defaulted, valid configuration asks for.
 func NewPolicy(c *config.MemoryQoSConfiguration, node Node) Policy {
-	p := Policy{node: node, factor: *c.MemoryThrottlingFactor, high: highOfLimit}
-	if c.EmulationVersion.AtLeast(27) {
-		p.high = highBetweenRequestAndLimit
+	return Policy{
+		node:    node,
+		factor:  *c.MemoryThrottlingFactor,
+		release: releaseOf(c.EmulationVersion),
+		reserve: c.MemoryReservationPolicy != config.NoReservation,
 	}
-	return p
 }
 
 // Node returns what is wanted of kubepods and of the Burstable class: the sums
@@ -61,11 +63,28 @@ func (p Policy) Node(pods []corev1.Pod) []Cgroup {
 			burstablePods++
 		}
 	}
+	both := fmt.Sprintf("sum of the requests of %d Guaranteed and %d Burstable pods", guaranteedPods, burstablePods)
+	ofBurstable := fmt.Sprintf("sum of the requests of %d Burstable pods", burstablePods)
+
 	kubepods := Cgroup{Level: LevelNode}
-	kubepods.set(memory.Min, p.bytes(add(guaranteed, burstable)),
-		fmt.Sprintf("sum of the requests of %d Guaranteed and %d Burstable pods", guaranteedPods, burstablePods))
 	class := Cgroup{Level: LevelQOS, QOSClass: corev1.PodQOSBurstable}
-	class.set(memory.Min, p.bytes(burstable), fmt.Sprintf("sum of the requests of %d Burstable pods", burstablePods))
+	switch {
+	case !p.release.tiered:
+		kubepods.set(memory.Min, p.bytes(add(guaranteed, burstable)), both)
+		class.set(memory.Min, p.bytes(burstable), ofBurstable)
+	case !p.reserve:
+		p.reserveNothing(&kubepods)
+		p.reserveNothing(&class)
+	default:
+		kubepods.set(memory.Min, p.bytes(add(guaranteed, burstable)), both)
+		if p.release.rootLow {
+			kubepods.set(memory.Low, p.bytes(burstable), ofBurstable)
+		} else {
+			kubepods.set(memory.Low, 0, "this release sets none at kubepods")
+		}
+		class.set(memory.Min, 0, lowInstead)
+		class.set(memory.Low, p.bytes(burstable), ofBurstable)
+	}
 	return []Cgroup{kubepods, class}
 }
 
@@ -73,15 +92,35 @@ func (p Policy) Node(pods []corev1.Pod) []Cgroup {
 func (p Policy) Pod(pod *corev1.Pod) Cgroup {
 	c := podCgroup(pod, LevelPod)
 	request := podRequest(pod)
-	reason := "the pod's effective request " + human(request)
+	overhead := ""
 	if pod.Spec.Overhead.Memory().Sign() > 0 {
-		reason += ", overhead included"
+		overhead = ", overhead included"
 	}
-	c.set(memory.Min, p.bytes(request), reason)
-	if limit, ok := podLimit(pod); ok {
-		c.set(memory.Max, p.bytes(limit), "the pod's effective limit "+human(limit))
+	p.protect(&c, request, "the pod's effective request "+human(request)+overhead)
+	limit, limited := podLimit(pod)
+	if p.release.podHigh {
+		p.podHigh(&c, pod, request, limit)
+	}
+	if limited {
+		c.set(memory.Max, p.bytes(limit), "the pod's effective limit "+human(limit)+overhead)
 	}
 	return c
+}
+
+// podHigh sets memory.high of the cgroup of a pod. It has one if it has
+// pod-level resources, of whatever kind, and a memory limit, be it the sum of
+// the containers'.
+func (p Policy) podHigh(c *Cgroup, pod *corev1.Pod, request, limit int64) {
+	switch {
+	case !resourcehelper.IsPodLevelResourcesSet(pod):
+		c.set(memory.High, memory.Unlimited, "no pod-level resources: memory.high is the containers'")
+	case limit == 0:
+		c.set(memory.High, memory.Unlimited, "the pod has no memory limit")
+	case request == limit:
+		c.set(memory.High, memory.Unlimited, "the pod's request equals its limit")
+	default:
+		p.throttle(c, request, limit, "pod limit")
+	}
 }
 
 // Containers returns what is wanted of the cgroup of each container of a pod:
@@ -105,64 +144,71 @@ func (p Policy) Containers(pod *corev1.Pod) []Cgroup {
 func (p Policy) container(pod *corev1.Pod, name string, r *corev1.ResourceRequirements) Cgroup {
 	c := podCgroup(pod, LevelContainer)
 	c.Container = name
-	request, limit := quantityBytes(r.Requests.Memory()), quantityBytes(r.Limits.Memory())
+	m := containerMemory{request: quantityBytes(r.Requests.Memory()), limit: quantityBytes(r.Limits.Memory()), podLimit: podLevelLimit(pod)}
 
-	if request > 0 {
-		c.set(memory.Min, p.bytes(request), "request "+human(request))
+	if m.request > 0 {
+		p.protect(&c, m.request, "request "+human(m.request))
 	} else {
-		c.set(memory.Min, 0, "no request")
+		p.protect(&c, 0, "no request")
 	}
 
-	top, topName := limit, "limit"
-	if limit == 0 {
-		top, topName = p.node.Allocatable, "node allocatable"
-	}
-	high, how := p.high(p, request, limit, top, topName)
-	switch {
-	case how == "" && limit == 0:
-		c.set(memory.High, memory.Unlimited, "neither request nor limit")
-	case how == "":
-		c.set(memory.High, memory.Unlimited, "the request equals the limit")
-	case top == 0:
+	switch why := p.release.withoutHigh(m); {
+	case why != "":
+		c.set(memory.High, memory.Unlimited, why)
+	case m.limit > 0:
+		p.throttle(&c, m.request, m.limit, "limit")
+	case p.node.Allocatable == 0:
 		c.Reason[memory.High] = "left alone: no limit, and node allocatable is not known"
-	case high == 0 || high <= request:
-		c.set(memory.High, memory.Unlimited, fmt.Sprintf("%s = %s is not above the request", how, human(high)))
 	default:
-		c.set(memory.High, p.bytes(high), how)
+		p.throttle(&c, m.request, p.node.Allocatable, "node allocatable")
 	}
 
-	if limit > 0 {
-		c.set(memory.Max, p.bytes(limit), "limit "+human(limit))
+	switch {
+	case m.limit > 0:
+		c.set(memory.Max, p.bytes(m.limit), "limit "+human(m.limit))
+	case m.podLimit > 0:
+		c.set(memory.Max, p.bytes(m.podLimit), "no limit of its own: the pod-level limit "+human(m.podLimit))
 	}
 	return c
 }
 
-// highFormula computes memory.high, in bytes, of a container. top is its limit
-// or, when it has none (limit 0), node allocatable. how is the formula in words,
-// and empty when the release does not apply one to this container.
-type highFormula func(p Policy, request, limit, top int64, topName string) (high int64, how string)
+// lowInstead is why a memory.min is 0 where memory.low protects.
+const lowInstead = "not Guaranteed: memory.low protects"
 
-// highOfLimit is the formula of 1.22 to 1.26. Every container gets it.
-func highOfLimit(p Policy, _, _, top int64, topName string) (int64, string) {
-	return int64(float64(top) * p.factor),
-		fmt.Sprintf("%s x %s %s", p.factorText(), topName, human(top))
-}
-
-// highBetweenRequestAndLimit is the formula of 1.27 to 1.35.
-//
-// The operations are in the kubelet's order and the product is not converted:
-// where the compiler fuses multiplication and addition (arm64), it does so in
-// the kubelet too, and the results stay the same to the last bit.
-func highBetweenRequestAndLimit(p Policy, request, limit, top int64, topName string) (int64, string) {
-	if request == limit {
-		return 0, ""
+// protect sets what protects the request of a pod or container.
+func (p Policy) protect(c *Cgroup, request int64, reason string) {
+	switch {
+	case !p.release.tiered:
+		c.set(memory.Min, p.bytes(request), reason)
+	case !p.reserve:
+		p.reserveNothing(c)
+	case request == 0:
+		c.set(memory.Min, 0, reason)
+		c.set(memory.Low, 0, reason)
+	case c.QOSClass == corev1.PodQOSGuaranteed:
+		c.set(memory.Min, p.bytes(request), reason)
+		c.set(memory.Low, 0, "Guaranteed: memory.min protects")
+	default:
+		c.set(memory.Min, 0, lowInstead)
+		c.set(memory.Low, p.bytes(request), reason)
 	}
-	high := int64(math.Floor(
-		float64(request)+(float64(top)-float64(request))*p.factor)/float64(p.node.PageSize)) * p.node.PageSize
-	return high, fmt.Sprintf("request %s + %s x (%s %s - request)", human(request), p.factorText(), topName, human(top))
 }
 
-func (p Policy) factorText() string { return strconv.FormatFloat(p.factor, 'g', -1, 64) }
+func (p Policy) reserveNothing(c *Cgroup) {
+	for _, file := range []memory.File{memory.Min, memory.Low} {
+		c.set(file, 0, "memoryReservationPolicy is None")
+	}
+}
+
+// throttle sets memory.high between a request and top.
+func (p Policy) throttle(c *Cgroup, request, top int64, topName string) {
+	high, how := p.release.high(p, request, top, topName)
+	if high == 0 || high <= request {
+		c.set(memory.High, memory.Unlimited, fmt.Sprintf("%s = %s is not above the request", how, human(high)))
+		return
+	}
+	c.set(memory.High, p.bytes(high), how)
+}
 
 // bytes is n as the kernel will read it back.
 func (p Policy) bytes(n int64) memory.Value { return memory.Bytes(n, p.node.PageSize) }
@@ -186,7 +232,7 @@ func podLimit(pod *corev1.Pod) (int64, bool) {
 	if Class(pod) == corev1.PodQOSBestEffort {
 		return 0, false
 	}
-	if pod.Spec.Resources == nil || pod.Spec.Resources.Limits.Memory().IsZero() {
+	if podLevelLimit(pod) == 0 {
 		for _, containers := range [][]corev1.Container{pod.Spec.InitContainers, pod.Spec.Containers} {
 			for i := range containers {
 				if containers[i].Resources.Limits.Memory().IsZero() {
@@ -213,7 +259,19 @@ func withOverhead(q *resource.Quantity, pod *corev1.Pod) int64 {
 	return quantityBytes(&sum)
 }
 
-var maxQuantity = *resource.NewQuantity(math.MaxInt64, resource.BinarySI)
+// podLevelLimit is the memory limit that spec.resources gives a pod as a whole,
+// in bytes and without overhead; 0 is none. The kubelet makes it memory.max of
+// the containers that have no limit of their own (getMemoryLimit).
+func podLevelLimit(pod *corev1.Pod) int64 {
+	if pod.Spec.Resources == nil {
+		return 0
+	}
+	return quantityBytes(pod.Spec.Resources.Limits.Memory())
+}
+
+func quantity(bytes int64) *resource.Quantity { return resource.NewQuantity(bytes, resource.BinarySI) }
+
+var maxQuantity = *quantity(math.MaxInt64)
 
 // quantityBytes is a quantity rounded up to bytes, not below 0, and not above
 // what an int64 holds (a sum of quantities may be).

@@ -16,7 +16,12 @@ import (
 
 func policy(t *testing.T, version string, factor float64, node Node) Policy {
 	t.Helper()
-	c := &config.MemoryQoSConfiguration{EmulationVersion: config.EmulationVersion(version)}
+	return policyReserving(t, version, "", factor, node)
+}
+
+func policyReserving(t *testing.T, version string, reserve config.MemoryReservationPolicy, factor float64, node Node) Policy {
+	t.Helper()
+	c := &config.MemoryQoSConfiguration{EmulationVersion: config.EmulationVersion(version), MemoryReservationPolicy: reserve}
 	if factor != 0 {
 		c.MemoryThrottlingFactor = &factor
 	}
