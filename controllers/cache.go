@@ -69,6 +69,7 @@ func stripPod(in any) (any, error) {
 		Status: corev1.PodStatus{
 			Phase:                      pod.Status.Phase,
 			QOSClass:                   pod.Status.QOSClass,
+			Resources:                  pod.Status.Resources,
 			InitContainerStatuses:      stripStatuses(pod.Status.InitContainerStatuses),
 			ContainerStatuses:          stripStatuses(pod.Status.ContainerStatuses),
 			EphemeralContainerStatuses: stripStatuses(pod.Status.EphemeralContainerStatuses),
@@ -102,7 +103,7 @@ func stripContainers(in []corev1.Container) []corev1.Container {
 func stripStatuses(in []corev1.ContainerStatus) []corev1.ContainerStatus {
 	var out []corev1.ContainerStatus
 	for i := range in {
-		out = append(out, corev1.ContainerStatus{Name: in[i].Name, ContainerID: in[i].ContainerID})
+		out = append(out, corev1.ContainerStatus{Name: in[i].Name, ContainerID: in[i].ContainerID, Resources: in[i].Resources})
 	}
 	return out
 }

@@ -399,6 +399,14 @@ func TestStripPod(t *testing.T) {
 	full.Annotations = map[string]string{cgroup.AnnotationConfigHash: "h", cgroup.AnnotationConfigMirror: "h", "secret": "x"}
 	full.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "PASSWORD", Value: "x"}}
 	full.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug", Image: "i"}}}
+	// A resize of a container and of a pod-level limit, both waiting.
+	full.Spec.Resources = &corev1.ResourceRequirements{Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("1Gi")}}
+	full.Status.Phase = corev1.PodRunning
+	full.Status.Resources = &corev1.ResourceRequirements{Limits: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("512Mi")}}
+	full.Status.ContainerStatuses[0].Resources = &corev1.ResourceRequirements{
+		Requests: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("32Mi")},
+		Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("48Mi")},
+	}
 	full.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "m"}}
 	out, err := stripPod(full)
 	if err != nil {
@@ -413,6 +421,9 @@ func TestStripPod(t *testing.T) {
 	p := w.surveyor.site.Load().policy
 	if diff := cmp.Diff(p.PlanFor([]corev1.Pod{*full}), p.PlanFor([]corev1.Pod{*stripped})); diff != "" {
 		t.Errorf("the plan changed (-full +stripped):\n%s", diff)
+	}
+	if got, want := p.Pod(stripped).Values.String(), "memory.min=33554432"; got != want {
+		t.Errorf("a waiting resize is carried out: got %s, want %s", got, want)
 	}
 	before, beforeMirror := cgroup.PodUID(full)
 	after, afterMirror := cgroup.PodUID(stripped)

@@ -74,7 +74,8 @@ func (s *surveyor) survey(ctx context.Context) bool {
 	s.saidNote = note
 	if s.saidRoot != tree.Layout.Root {
 		s.log.Info("serving this node", "kubepods", tree.Layout.Root, "cgroupDriver", tree.Layout.Driver, "mount", tree.Mount, "allocatableBytes", allocatable,
-			"emulationVersion", s.config.EmulationVersion, "memoryThrottlingFactor", *s.config.MemoryThrottlingFactor)
+			"emulationVersion", s.config.EmulationVersion, "memoryThrottlingFactor", *s.config.MemoryThrottlingFactor,
+			"memoryReservationPolicy", s.config.MemoryReservationPolicy)
 	}
 	s.saidReason, s.saidRoot = "", tree.Layout.Root
 	s.metrics.Supported(allocatable)

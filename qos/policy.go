@@ -46,6 +46,9 @@ func NewPolicy(c *config.MemoryQoSConfiguration, node Node) Policy {
 // of the requests of the pods that are not done, and 0 without any. The kubelet
 // up to 1.35 writes a sum only when it is above 0 and so leaves a stale one
 // behind; here it is always written.
+//
+// The sums follow the spec, also where an in-place resize is waiting: so do the
+// kubelet's (GetActivePods and not getAllocatedPods feeds them).
 func (p Policy) Node(pods []corev1.Pod) []Cgroup {
 	var guaranteed, burstable int64
 	var guaranteedPods, burstablePods int
@@ -90,6 +93,7 @@ func (p Policy) Node(pods []corev1.Pod) []Cgroup {
 
 // Pod returns what is wanted of the cgroup of a pod.
 func (p Policy) Pod(pod *corev1.Pod) Cgroup {
+	pod, resizing := p.actuated(pod)
 	c := podCgroup(pod, LevelPod)
 	request := podRequest(pod)
 	overhead := ""
@@ -103,6 +107,9 @@ func (p Policy) Pod(pod *corev1.Pod) Cgroup {
 	}
 	if limited {
 		c.set(memory.Max, p.bytes(limit), "the pod's effective limit "+human(limit)+overhead)
+	}
+	if resizing {
+		c.leaveMax()
 	}
 	return c
 }
@@ -128,6 +135,7 @@ func (p Policy) podHigh(c *Cgroup, pod *corev1.Pod, request, limit int64) {
 // ephemeral ones. The sandbox (pause container) is not among them: it gets
 // nothing.
 func (p Policy) Containers(pod *corev1.Pod) []Cgroup {
+	pod, resizing := p.actuated(pod)
 	out := make([]Cgroup, 0, len(pod.Spec.InitContainers)+len(pod.Spec.Containers)+len(pod.Spec.EphemeralContainers))
 	for i := range pod.Spec.InitContainers {
 		out = append(out, p.container(pod, pod.Spec.InitContainers[i].Name, &pod.Spec.InitContainers[i].Resources))
@@ -137,6 +145,11 @@ func (p Policy) Containers(pod *corev1.Pod) []Cgroup {
 	}
 	for i := range pod.Spec.EphemeralContainers {
 		out = append(out, p.container(pod, pod.Spec.EphemeralContainers[i].Name, &pod.Spec.EphemeralContainers[i].Resources))
+	}
+	if resizing {
+		for i := range out {
+			out[i].leaveMax()
+		}
 	}
 	return out
 }
