@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"pgregory.net/rapid"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/client/fake"
@@ -25,6 +26,7 @@ import (
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/metrics"
 	"github.com/memqos/memqos/qos"
+	"github.com/memqos/memqos/qos/qostest"
 )
 
 var (
@@ -430,6 +432,27 @@ func TestStripPod(t *testing.T) {
 	if before != after || beforeMirror != afterMirror || !cmp.Equal(cgroup.ContainerIDs(full), cgroup.ContainerIDs(stripped)) {
 		t.Error("the identity changed")
 	}
+}
+
+// Nothing that a plan follows from is dropped, in any release.
+func TestStripPodKeepsThePlan(t *testing.T) {
+	rapid.Check(t, func(t *rapid.T) {
+		c := &config.MemoryQoSConfiguration{EmulationVersion: rapid.SampledFrom(config.EmulationVersions()).Draw(t, "version")}
+		config.SetDefaults(c)
+		p := qos.NewPolicy(c, qos.Node{Allocatable: 8 << 30, PageSize: 4096})
+		pods := qostest.Pods().Draw(t, "pods")
+		stripped := make([]corev1.Pod, len(pods))
+		for i := range pods {
+			out, err := stripPod(&pods[i])
+			if err != nil {
+				t.Fatal(err)
+			}
+			stripped[i] = *out.(*corev1.Pod)
+		}
+		if diff := cmp.Diff(p.PlanFor(pods), p.PlanFor(stripped)); diff != "" {
+			t.Errorf("the plan changed (-full +stripped):\n%s", diff)
+		}
+	})
 }
 
 func TestPass(t *testing.T) {
