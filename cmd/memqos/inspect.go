@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"io"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -57,21 +58,48 @@ container that the pod's status does not name; it is left alone).`,
 }
 
 func inspectTable(in *controllers.Inspection) table {
-	t := table{{"LEVEL", "QOS", "POD", "CONTAINER", "WANT MIN", "HIGH", "MAX", "HAS MIN", "HIGH", "MAX", "USAGE", "VERDICT"}}
+	low := slices.ContainsFunc(in.Cgroups, func(o controllers.Observation) bool {
+		return has(o.Wanted, memory.Low) || o.Actual[memory.Low] > 0
+	})
+	files := columns(low)
+	head := []string{"LEVEL", "QOS", "POD", "CONTAINER"}
+	for _, group := range []string{"WANT ", "HAS "} {
+		for i, file := range files {
+			name := strings.ToUpper(strings.TrimPrefix(string(file), "memory."))
+			if i == 0 {
+				name = group + name
+			}
+			head = append(head, name)
+		}
+	}
+	t := table{append(head, "USAGE", "VERDICT")}
 	for i := range in.Cgroups {
 		o := &in.Cgroups[i]
 		row := names(o.Level, string(o.QOSClass), o.Namespace, o.Pod, o.Container, o.Cgroup)
-		row = append(append(row, cells(o.Wanted)...), cells(o.Actual)...)
+		row = append(append(row, cells(o.Wanted, files)...), cells(o.Actual, files)...)
 		t = append(t, append(row, memory.Value(o.UsageBytes).Human(), string(o.Verdict)))
 	}
 	return t
 }
 
-// cells shows the values that a table has columns for. memory.low is not among
-// them: no release that can be emulated sets it.
-func cells(vs memory.Values) []string {
+// columns are the files that a table has columns for. memory.low is among them
+// where there is one to show: releases before 1.36 have none.
+func columns(low bool) []memory.File {
+	if low {
+		return memory.Files
+	}
+	return []memory.File{memory.Min, memory.High, memory.Max}
+}
+
+func has(vs memory.Values, file memory.File) bool {
+	_, ok := vs[file]
+	return ok
+}
+
+// cells shows the values of files.
+func cells(vs memory.Values, files []memory.File) []string {
 	var cells []string
-	for _, file := range []memory.File{memory.Min, memory.High, memory.Max} {
+	for _, file := range files {
 		cell := "-"
 		if v, ok := vs[file]; ok {
 			cell = v.Human()

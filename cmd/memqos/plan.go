@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
@@ -39,9 +41,9 @@ how each came about. It touches nothing and needs no cluster.
 
 It reads Pod, PodList and List, as JSON or multi-document YAML: manifests, or what
 "kubectl get pods -o yaml" prints. As the API server does, it takes the limit for
-a memory request that is not given, and the overhead from a RuntimeClass in the
-same input. The pods are taken to be those of one node:
-the sums for kubepods and the Burstable class are over all of them.`,
+a memory request that is not given, completes pod-level resources, and takes the
+overhead from a RuntimeClass in the same input. The pods are taken to be those of
+one node: the sums for kubepods and the Burstable class are over all of them.`,
 		Example: `  memqos plan -f pod.yaml --node-allocatable-memory 30Gi
   kubectl get pods -A --field-selector spec.nodeName=worker-1 -o yaml | memqos plan -f - -o json
   memqos plan -f pod.yaml --emulation-version 1.22 --memory-throttling-factor 0.6`,
@@ -184,16 +186,30 @@ func planNotes(pods []corev1.Pod, plan *qos.Plan, node qos.Node) []string {
 }
 
 func planTable(plan *qos.Plan) table {
-	t := table{{"LEVEL", "QOS", "POD", "CONTAINER", "MEMORY.MIN", "MEMORY.HIGH", "MEMORY.MAX", "WHY"}}
+	low := slices.ContainsFunc(plan.Cgroups, func(c qos.Cgroup) bool { return has(c.Values, memory.Low) })
+	files := columns(low)
+	head := []string{"LEVEL", "QOS", "POD", "CONTAINER"}
+	for _, file := range files {
+		head = append(head, strings.ToUpper(string(file)))
+	}
+	t := table{append(head, "WHY")}
 	for i := range plan.Cgroups {
 		c := &plan.Cgroups[i]
 		row := names(c.Level, string(c.QOSClass), c.Namespace, c.Pod, c.Container, c.Cgroup)
-		row = append(row, cells(c.Values)...)
-		why := c.Reason[memory.High]
-		if why == "" {
-			why = c.Reason[memory.Min]
-		}
-		t = append(t, append(row, why))
+		row = append(row, cells(c.Values, files)...)
+		t = append(t, append(row, why(c)))
 	}
 	return t
+}
+
+// why is the reason that tells most of a cgroup: that of memory.high at a
+// container, else that of the file which protects.
+func why(c *qos.Cgroup) string {
+	switch {
+	case c.Level == qos.LevelContainer, c.Values[memory.High] != memory.Unlimited && has(c.Values, memory.High):
+		return c.Reason[memory.High]
+	case c.Values[memory.Min] == 0 && c.Values[memory.Low] > 0:
+		return c.Reason[memory.Low]
+	}
+	return c.Reason[memory.Min]
 }

@@ -12,6 +12,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
 
+	"github.com/memqos/memqos/controllers"
+	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/qos"
 )
 
@@ -60,6 +62,36 @@ func TestPlanOutput(t *testing.T) {
 	}
 }
 
+// A release with tiered protection, and pod-level resources: the table has a
+// column for memory.low.
+func TestPlanTieredGolden(t *testing.T) {
+	for _, format := range []string{"table", "json"} {
+		stdout, _, err := run(t, "", "plan", "-f", "testdata/pods-tiered.yaml", "--emulation-version", "1.37", "--node-allocatable-memory", "2Gi", "--page-size", "4096", "-o", format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "plan-tiered."+format, stdout)
+	}
+}
+
+// inspect shows memory.low where it is wanted, or is there although it is not.
+func TestInspectTableLow(t *testing.T) {
+	for _, tc := range []struct {
+		name           string
+		wanted, actual memory.Values
+		want           string
+	}{
+		{"none", memory.Values{memory.Min: 4096}, memory.Values{memory.Min: 4096, memory.Low: 0, memory.High: memory.Unlimited}, "WANT MIN|HIGH|MAX|HAS MIN|HIGH|MAX|USAGE|VERDICT 4Ki|-|-|4Ki|max|-|0|Fulfilled"},
+		{"wanted", memory.Values{memory.Low: 4096}, memory.Values{memory.Low: 4096}, "WANT MIN|LOW|HIGH|MAX|HAS MIN|LOW|HIGH|MAX|USAGE|VERDICT -|4Ki|-|-|-|4Ki|-|-|0|Fulfilled"},
+		{"somebody else's", memory.Values{memory.Min: 0}, memory.Values{memory.Low: 4096}, "WANT MIN|LOW|HIGH|MAX|HAS MIN|LOW|HIGH|MAX|USAGE|VERDICT 0|-|-|-|-|4Ki|-|-|0|Fulfilled"},
+	} {
+		table := inspectTable(&controllers.Inspection{Cgroups: []controllers.Observation{{Level: qos.LevelNode, Wanted: tc.wanted, Actual: tc.actual, Verdict: controllers.Fulfilled}}})
+		if got := strings.Join(table[0][4:], "|") + " " + strings.Join(table[1][4:], "|"); got != tc.want {
+			t.Errorf("%s:\ngot  %s\nwant %s", tc.name, got, tc.want)
+		}
+	}
+}
+
 func planJSON(t *testing.T, stdin string, args ...string) qos.Plan {
 	t.Helper()
 	stdout, _, err := run(t, stdin, append([]string{"plan", "-f", "-", "-o", "json", "--page-size", "4096"}, args...)...)
@@ -87,6 +119,8 @@ func TestPlanFlags(t *testing.T) {
 		{"factor", []string{"--memory-throttling-factor", "0.5"}, "memory.min=67108864 memory.high=100663296 memory.max=134217728"},
 		{"factor 1", []string{"--memory-throttling-factor", "1"}, "memory.min=67108864 memory.high=134217728 memory.max=134217728"},
 		{"page", []string{"--page-size", "65536"}, "memory.min=67108864 memory.high=127467520 memory.max=134217728"},
+		{"tiered", []string{"--emulation-version", "1.36"}, "memory.min=0 memory.low=67108864 memory.high=127504384 memory.max=134217728"},
+		{"no reservation", []string{"--config", "testdata/config-none.yaml"}, "memory.min=0 memory.low=0 memory.high=127504384 memory.max=134217728"},
 		{"config file", []string{"--config", "testdata/config.yaml"}, "memory.min=67108864 memory.high=80527360 memory.max=134217728"},
 		{"flag over config file", []string{"--config", "testdata/config.yaml", "--emulation-version", "1.27"}, "memory.min=67108864 memory.high=107372544 memory.max=134217728"},
 	} {
@@ -157,6 +191,7 @@ func TestPlanErrors(t *testing.T) {
 		{"item", `{"apiVersion": "v1", "kind": "List", "items": [` + pod + `, {"apiVersion": "v1", "kind": "Pod"}]}`, nil, "document 1, item 1"},
 		{"version", pod, []string{"--emulation-version", "1.9"}, "emulationVersion: Unsupported value"},
 		{"factor", pod, []string{"--memory-throttling-factor", "0"}, "memoryThrottlingFactor: Invalid value: 0"},
+		{"policy of another release", pod, []string{"--config", "testdata/config-none.yaml", "--emulation-version", "1.35"}, "memoryReservationPolicy: Invalid value"},
 		{"driver", pod, []string{"--cgroup-driver", "x"}, "cgroupDriver: Unsupported value"},
 		{"root", pod, []string{"--cgroup-root-name", "x"}, "cgroupRoot: Invalid value"},
 		{"page", pod, []string{"--page-size", "1000"}, "--page-size 1000: want a power of two"},
@@ -218,15 +253,31 @@ func TestPrintable(t *testing.T) {
 func FuzzPlan(f *testing.F) {
 	f.Add([]byte(pod))
 	f.Add([]byte("apiVersion: v1\nkind: PodList\nitems: [{metadata: {name: x}, spec: {containers: [{name: c}]}}]\n"))
+	f.Add([]byte(`{"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}, "spec": {"overhead": {"memory": "1.5Mi"},
+  "resources": {"limits": {"memory": "2Gi"}}, "initContainers": [{"name": "i", "restartPolicy": "Always"}], "containers": [{"name": "c", "resources": {"requests": {"memory": "64Mi"}}}]},
+  "status": {"phase": "Running", "resources": {"limits": {"memory": "1Gi"}}, "containerStatuses": [{"name": "c", "resources": {"requests": {"memory": "32Mi"}}}]}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		cmd := newCommand()
-		cmd.SetArgs([]string{"plan", "-f", "-", "-o", "json", "--node-allocatable-memory", "1Gi"})
-		cmd.SetIn(bytes.NewReader(data))
-		var out bytes.Buffer
-		cmd.SetOut(&out)
-		cmd.SetErr(&bytes.Buffer{})
-		if cmd.Execute() == nil && !json.Valid(out.Bytes()) {
-			t.Fatalf("printed %q", out.String())
+		for _, version := range []string{"1.22", "1.27", "1.37"} {
+			cmd := newCommand()
+			cmd.SetArgs([]string{"plan", "-f", "-", "-o", "json", "--node-allocatable-memory", "1Gi", "--page-size", "4096", "--emulation-version", version})
+			cmd.SetIn(bytes.NewReader(data))
+			var out bytes.Buffer
+			cmd.SetOut(&out)
+			cmd.SetErr(&bytes.Buffer{})
+			if cmd.Execute() != nil {
+				return
+			}
+			var plan qos.Plan
+			if err := json.Unmarshal(out.Bytes(), &plan); err != nil {
+				t.Fatalf("%s printed %q: %v", version, out.String(), err)
+			}
+			for _, c := range plan.Cgroups {
+				for file, v := range c.Values {
+					if v < 0 || v != memory.Unlimited && v%4096 != 0 {
+						t.Errorf("%s: %s of the %s is %d", version, file, c.Level, v)
+					}
+				}
+			}
 		}
 	})
 }
