@@ -46,6 +46,10 @@ fuzz: ## Fuzz every parser for FUZZTIME (10s)
 e2e: ## Run the tests that need a node
 	go test -tags e2e -count=1 -timeout 60m -p 1 -v -run '$(or $(RUN),.)' ./hack/testnode ./test/e2e
 
+.PHONY: e2e-matrix
+e2e-matrix: ## Likewise on every kind of node: runtimes, layouts, kubelets 1.22 to 1.37
+	MEMQOS_E2E_MATRIX=1 go test -tags e2e -count=1 -timeout 120m -v -run 'TestNode/$(or $(COLUMN),.)' ./test/e2e
+
 .PHONY: update
 update: ## Rewrite the golden files; read the diff
 	go test ./cmd/memqos ./config -update

@@ -7,6 +7,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/memqos/memqos/cgroup"
+	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/qos"
 )
 
@@ -59,12 +60,29 @@ func (s *site) locate(pod *corev1.Pod) (located, error) {
 		return located{cgroups: l.cgroups}, nil
 	}
 	l.cgroups[0].Cgroup = dir
-	for i := range l.cgroups[1:] {
-		c := &l.cgroups[1+i]
+	planned := l.cgroups
+	l.cgroups = planned[:1:1]
+	for _, c := range planned[1:] {
 		c.Cgroup = byContainer[c.Container]
+		l.cgroups = append(l.cgroups, c)
+		if c.Cgroup == "" {
+			continue
+		}
+		// The same is wanted of the cgroup that crun makes within the scope: it puts
+		// the container's processes there and its resources on both.
+		c.Cgroup = path.Join(c.Cgroup, crunChild)
+		if _, err := s.tree.Value(c.Cgroup, memory.Min); err == nil {
+			l.cgroups = append(l.cgroups, c)
+		} else if !cgroup.IsGone(err) {
+			return l, err
+		}
 	}
 	return l, nil
 }
+
+// crunChild is the name of the cgroup that crun, under the systemd driver, makes
+// within a container's scope.
+const crunChild = "container"
 
 // locateNode is the plan of kubepods and the QoS classes, with their cgroups.
 func (s *site) locateNode(pods []corev1.Pod) []qos.Cgroup {

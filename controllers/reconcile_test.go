@@ -187,6 +187,17 @@ func TestReconcile(t *testing.T) {
 	w.mustReconcilePod("never-heard-of")
 }
 
+// crun puts a container's processes into a cgroup of its own within the scope,
+// and its resources on both. Other cgroups in there are the container's business.
+func TestCrun(t *testing.T) {
+	scope := podDir + "/" + idApp
+	w := newWorld(t, podTree+"\n"+scope+"/container 0 0 max 134217728\n"+scope+"/other", burstable("p", "64Mi", "128Mi"))
+	w.mustReconcilePod("p")
+	w.wants(scope, "67108864 127504384 134217728")
+	w.wants(scope+"/container", "67108864 127504384 134217728")
+	w.wants(scope+"/other", "0 max max")
+}
+
 func TestOverwritesAreRepaired(t *testing.T) {
 	w := newWorld(t, podTree, burstable("p", "64Mi", "128Mi"))
 	w.mustReconcilePod("p")

@@ -48,6 +48,9 @@ func takeSnapshot(t *testing.T, node *testnode.Node) snapshot {
 
 func clusterName(path, node string, pods []corev1.Pod) string {
 	base := path[strings.LastIndexByte(path, '/')+1:]
+	if base == "container" { // crun's, within the scope
+		return clusterName(strings.TrimSuffix(path, "/"+base), node, pods) + ", crun's own"
+	}
 	for _, name := range []string{"burstable", "besteffort", "kubepods"} {
 		if strings.HasSuffix(strings.TrimSuffix(base, ".slice"), name) {
 			return name

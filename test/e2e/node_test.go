@@ -30,9 +30,10 @@ func read(t *testing.T, name string) []byte {
 	return data
 }
 
-// startNode boots a node with the pods of testdata running on it. It is stopped,
-// and its logs are kept if the test failed, when the test ends.
-func startNode(t *testing.T, o testnode.Options) *testnode.Node {
+// startNode boots a node with the pods of testdata running on it, those of further
+// files too. It is stopped, and its logs are kept if the test failed, when the
+// test ends.
+func startNode(t *testing.T, o testnode.Options, manifests ...string) *testnode.Node {
 	t.Helper()
 	o.Log = t.Output()
 	o.StaticPods = map[string][]byte{
@@ -55,7 +56,9 @@ func startNode(t *testing.T, o testnode.Options) *testnode.Node {
 		}
 	})
 	start := time.Now()
-	apply(t, node, read(t, "pods.yaml"))
+	for _, name := range append([]string{"pods.yaml"}, manifests...) {
+		apply(t, node, read(t, name))
+	}
 	if err := node.Apply(t.Context(), read(t, "init-running.yaml")); err != nil {
 		t.Fatal(err)
 	}
