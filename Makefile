@@ -50,9 +50,13 @@ e2e: ## Run the tests that need a node
 e2e-matrix: ## Likewise on every kind of node: runtimes, layouts, kubelets 1.22 to 1.37
 	MEMQOS_E2E_MATRIX=1 go test -tags e2e -count=1 -timeout 120m -v -run 'TestNode/$(or $(COLUMN),.)' ./test/e2e
 
+.PHONY: record
+record: ## Record what kubelets with the gate on make of the conformance pods
+	go test -tags e2e,record -count=1 -timeout 120m -v -run 'TestRecord/$(or $(COLUMN),.)' ./test/e2e
+
 .PHONY: update
-update: ## Rewrite the golden files; read the diff
-	go test ./cmd/memqos ./config -update
+update: ## Rewrite the golden files and docs/conformance.md; read the diff
+	go test ./cmd/memqos ./config ./test/conformance -update
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Lint, the package graph included

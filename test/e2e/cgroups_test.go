@@ -13,12 +13,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/memqos/memqos/hack/testnode"
+	"github.com/memqos/memqos/test/conformance"
 )
-
-// snapshot is what the memory.* files of a node hold, by the name of the cgroup
-// in the cluster ("container default/web/app") instead of its path: uids and
-// container ids are others on every run.
-type snapshot map[string]map[string]string
 
 var (
 	podDir       = regexp.MustCompile(`pod([0-9a-f_-]+)(\.slice)?$`)
@@ -28,14 +24,14 @@ var (
 // takeSnapshot reads every cgroup of kubepods and names it from what the API
 // server says of the pods. It knows the names of cgroups by itself, not from the
 // product.
-func takeSnapshot(t *testing.T, node *testnode.Node) snapshot {
+func takeSnapshot(t *testing.T, node *testnode.Node) conformance.Snapshot {
 	t.Helper()
 	pods := listPods(t, node)
 	cgroups, err := node.Cgroups(t.Context())
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := snapshot{}
+	s := conformance.Snapshot{}
 	for path, files := range cgroups {
 		name := clusterName(path, node.Name(), pods)
 		if _, twice := s[name]; twice {
@@ -49,7 +45,7 @@ func takeSnapshot(t *testing.T, node *testnode.Node) snapshot {
 func clusterName(path, node string, pods []corev1.Pod) string {
 	base := path[strings.LastIndexByte(path, '/')+1:]
 	if base == "container" { // crun's, within the scope
-		return clusterName(strings.TrimSuffix(path, "/"+base), node, pods) + ", crun's own"
+		return clusterName(strings.TrimSuffix(path, "/"+base), node, pods) + conformance.CrunSuffix
 	}
 	for _, name := range []string{"burstable", "besteffort", "kubepods"} {
 		if strings.HasSuffix(strings.TrimSuffix(base, ".slice"), name) {
@@ -90,7 +86,7 @@ func clusterName(path, node string, pods []corev1.Pod) string {
 }
 
 // differences compares two snapshots, file by file.
-func differences(want, got snapshot) []string {
+func differences(want, got conformance.Snapshot) []string {
 	var diff []string
 	names := maps.Clone(want)
 	maps.Copy(names, got)
@@ -113,14 +109,4 @@ func differences(want, got snapshot) []string {
 		}
 	}
 	return diff
-}
-
-// count is the number of cgroups of one kind ("container", "pod", "sandbox").
-func (s snapshot) count(kind string) (n int) {
-	for name := range s {
-		if strings.HasPrefix(name, kind+" ") {
-			n++
-		}
-	}
-	return n
 }

@@ -13,6 +13,8 @@ import (
 // column is one kind of node, and the pods that run on it.
 type column struct {
 	name string
+	// layout is what is particular of the node, beside the kubelet's version.
+	layout string
 	// node is what both nodes are: the oracle and the one that memqos runs on.
 	node testnode.Options
 	// oracle is the KubeletConfiguration that the gate takes on that release.
@@ -35,16 +37,16 @@ var factor = map[string]any{"memoryThrottlingFactor": 0.9}
 
 // columns are the nodes of make e2e.
 var columns = []column{
-	{name: "systemd", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd"}, oracle: factor, high: high127, life: true},
-	{name: "cgroupfs", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "cgroupfs"}, oracle: factor, high: high127, life: true},
+	{name: "systemd", layout: "systemd", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd"}, oracle: factor, high: high127, life: true},
+	{name: "cgroupfs", layout: "cgroupfs", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "cgroupfs"}, oracle: factor, high: high127, life: true},
 }
 
 // matrix are the nodes that make e2e-matrix adds.
 var matrix = []column{
-	{name: "crun", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd", Runtime: "crun"}, oracle: factor, high: high127},
-	{name: "kind", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd", CgroupRoot: "/kubelet"}, oracle: factor, high: high127},
+	{name: "crun", layout: "crun", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd", Runtime: "crun"}, oracle: factor, high: high127},
+	{name: "kind", layout: "kind", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd", CgroupRoot: "/kubelet"}, oracle: factor, high: high127},
 	{
-		name:   "kubelet-1.22",
+		name: "kubelet-1.22", layout: "systemd",
 		node:   testnode.Options{Kubernetes: "1.22.17", APIServer: "1.27.4", CgroupDriver: "systemd"},
 		oracle: map[string]any{"memoryThrottlingFactor": 0.8},
 		agent:  `emulationVersion: "1.22"`,
@@ -52,7 +54,7 @@ var matrix = []column{
 		high:   "107372544", // 0.8 x 128Mi
 	},
 	{
-		name:      "kubelet-1.37",
+		name: "kubelet-1.37", layout: "systemd",
 		node:      testnode.Options{Kubernetes: "1.37.1", CgroupDriver: "systemd"},
 		oracle:    map[string]any{"memoryThrottlingFactor": 0.9, "memoryReservationPolicy": "TieredReservation"},
 		agent:     `emulationVersion: "1.37"`,

@@ -5,8 +5,6 @@ package e2e
 import (
 	"context"
 	"fmt"
-	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -17,21 +15,22 @@ import (
 
 	"github.com/memqos/memqos/hack/nodeagent"
 	"github.com/memqos/memqos/hack/testnode"
+	"github.com/memqos/memqos/test/conformance"
 )
 
 const root = "../.."
 
-func read(t *testing.T, name string) []byte {
+func read(t *testing.T, manifest string) []byte {
 	t.Helper()
-	data, err := os.ReadFile(filepath.Join("testdata", name))
+	data, err := conformance.Manifest(manifest)
 	if err != nil {
 		t.Fatal(err)
 	}
 	return data
 }
 
-// startNode boots a node with the pods of testdata running on it, those of further
-// files too. It is stopped, and its logs are kept if the test failed, when the
+// startNode boots a node with the pods of the conformance manifests running on it,
+// those of further files too. It is stopped, and its logs are kept if the test failed, when the
 // test ends.
 func startNode(t *testing.T, o testnode.Options, manifests ...string) *testnode.Node {
 	t.Helper()

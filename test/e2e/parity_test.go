@@ -3,15 +3,12 @@
 package e2e
 
 import (
-	"encoding/json"
 	"fmt"
-	"os/exec"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 
-	"github.com/memqos/memqos/qos"
+	"github.com/memqos/memqos/test/conformance"
 )
 
 // The same pods under a kubelet with the gate on and under memqos beside a kubelet
@@ -20,20 +17,20 @@ import (
 func TestNode(t *testing.T) {
 	for _, c := range chosenColumns() {
 		t.Run(c.name, func(t *testing.T) {
-			oracle := recordOracle(t, c)
+			oracle := runOracle(t, c)
 
 			node := c.start(t, false)
-			before := differences(oracle, takeSnapshot(t, node))
+			before := differences(oracle.Cgroups, takeSnapshot(t, node))
 			if len(before) == 0 {
 				t.Fatal("there is nothing to do: without memqos the node already holds the oracle's values")
 			}
 			t.Logf("without memqos %d files differ from the oracle's", len(before))
 			agent := installAgent(t, node, c.agent)
-			eventually(t, "parity", func() error { return same(differences(oracle, takeSnapshot(t, node))) })
+			eventually(t, "parity", func() error { return same(differences(oracle.Cgroups, takeSnapshot(t, node))) })
 			t.Logf("parity: %d containers, %d sandboxes, %d pods, kubepods and its classes, 4 files each: equal",
-				oracle.count("container"), oracle.count("sandbox"), oracle.count("pod"))
+				oracle.Cgroups.Count("container"), oracle.Cgroups.Count("sandbox"), oracle.Cgroups.Count("pod"))
 
-			t.Run("plan", func(t *testing.T) { testPlan(t, c, oracle) })
+			t.Run("plan", func(t *testing.T) { testPlan(t, oracle) })
 			t.Run("inspect", func(t *testing.T) { testInspect(t, agent) })
 			if c.life {
 				t.Run("churn", func(t *testing.T) { testChurn(t, node, agent) })
@@ -44,27 +41,31 @@ func TestNode(t *testing.T) {
 	}
 }
 
-// recordOracle returns what a kubelet with the gate on makes of the pods.
-func recordOracle(t *testing.T, c column) (oracle snapshot) {
+// baseManifests are what every column has.
+var baseManifests = []string{"pods.yaml", "init-running.yaml", "static-burstable.yaml", "static-guaranteed.yaml"}
+
+// runOracle returns what a kubelet with the gate on makes of the pods.
+func runOracle(t *testing.T, c column) conformance.Record {
+	r := conformance.Record{Kubelet: c.node.Kubernetes, Node: c.layout, Manifests: slices.Concat(baseManifests, c.manifests), PlanFlags: c.plan}
 	t.Run("oracle", func(t *testing.T) {
 		node := c.start(t, true)
 		// The kubelet writes the sums when it makes a pod's cgroup, and else once a
 		// minute: wait until they are those of all pods.
 		eventually(t, "the kubelet's sums", func() error {
-			oracle = takeSnapshot(t, node)
-			sum := planOf(t, c, oracle)["kubepods"]["memory.min"]
-			if got := oracle["kubepods"]["memory.min"]; got != sum {
+			r.Cgroups = takeSnapshot(t, node)
+			sum := plan(t, r)["kubepods"]["memory.min"]
+			if got := r.Cgroups["kubepods"]["memory.min"]; got != sum {
 				return fmt.Errorf("kubepods memory.min is %s, the sum of the requests is %s", got, sum)
 			}
 			return nil
 		})
-		if got := oracle["container default/burstable/app"]["memory.high"]; got != c.high {
+		if got := r.Cgroups["container default/burstable/app"]["memory.high"]; got != c.high {
 			t.Fatalf("the oracle is none: memory.high of a container with 64Mi/128Mi is %s, want %s", got, c.high)
 		}
-		if pods := oracle.count("pod"); pods < 15 {
+		if pods := r.Cgroups.Count("pod"); pods < 15 {
 			t.Fatalf("%d pods, want at least 15", pods)
 		}
-		for name := range oracle {
+		for name := range r.Cgroups {
 			if strings.HasPrefix(name, "unknown") {
 				t.Errorf("the oracle has a cgroup of no pod: %s", name)
 			}
@@ -73,82 +74,23 @@ func recordOracle(t *testing.T, c column) (oracle snapshot) {
 	if t.Failed() {
 		t.FailNow()
 	}
-	return oracle
+	return r
 }
 
-// planOf runs memqos plan on the manifests, without a cluster. Of the oracle it
-// knows node allocatable, which a kubelet writes into kubepods' memory.max.
-func planOf(t *testing.T, c column, oracle snapshot) snapshot {
+func plan(t *testing.T, r conformance.Record) conformance.Snapshot {
 	t.Helper()
-	var in []string
-	for _, name := range append([]string{"pods.yaml", "init-running.yaml", "static-burstable.yaml", "static-guaranteed.yaml"}, c.manifests...) {
-		in = append(in, string(read(t, name)))
-	}
-	cmd := exec.CommandContext(t.Context(), "go", append([]string{
-		"run", "./cmd/memqos", "plan", "-f", "-", "-o", "json", "--page-size", "4096", "--node-allocatable-memory", oracle["kubepods"]["memory.max"],
-	}, c.plan...)...)
-	cmd.Dir = filepath.Clean(root)
-	cmd.Stdin = strings.NewReader(strings.Join(in, "\n---\n"))
-	var stderr strings.Builder
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
+	plan, err := r.Plan(t.Context())
 	if err != nil {
-		t.Fatalf("memqos plan: %v\n%s", err, stderr.String())
-	}
-	var plan qos.Plan
-	if err := json.Unmarshal(out, &plan); err != nil {
 		t.Fatal(err)
 	}
-	s := snapshot{}
-	for _, planned := range plan.Cgroups {
-		name := ""
-		switch planned.Level {
-		case qos.LevelNode:
-			name = "kubepods"
-		case qos.LevelQOS:
-			name = strings.ToLower(string(planned.QOSClass))
-		case qos.LevelPod:
-			name = "pod " + planned.Namespace + "/" + planned.Pod
-		case qos.LevelContainer:
-			name = "container " + planned.Namespace + "/" + planned.Pod + "/" + planned.Container
-		}
-		s[name] = map[string]string{}
-		for file, value := range planned.Values {
-			s[name][string(file)] = value.String()
-		}
-	}
-	return s
+	return plan
 }
 
-// testPlan compares what memqos plan prints with what the oracle's kernel holds.
-func testPlan(t *testing.T, c column, oracle snapshot) {
-	plan := planOf(t, c, oracle)
-	files := 0
-	for name, got := range oracle {
-		planned, ok := plan[name]
-		if !ok {
-			if !strings.HasPrefix(name, "sandbox ") && !strings.HasSuffix(name, ", crun's own") && name != "besteffort" {
-				t.Errorf("%s is not in the plan", name)
-			}
-			continue
-		}
-		for file, want := range planned {
-			files++
-			if got[file] != want {
-				t.Errorf("%s: %s is planned as %s, the kubelet wrote %s", name, file, want, got[file])
-			}
-		}
+// testPlan: memqos plan, without a cluster, gives what the oracle's kernel holds.
+func testPlan(t *testing.T, oracle conformance.Record) {
+	c := oracle.Compare(plan(t, oracle))
+	for cgroup, differences := range c.Differences {
+		t.Errorf("%s: %s", cgroup, strings.Join(differences, "; "))
 	}
-	var absent []string
-	for name := range plan {
-		if _, ok := oracle[name]; !ok {
-			absent = append(absent, name)
-		}
-	}
-	slices.Sort(absent)
-	// Containers that have ended or not begun, and the pod that is done.
-	if want := []string{"container default/done/app", "container default/init-peak/first", "container default/init-peak/second", "container default/init-running/app", "pod default/done"}; !slices.Equal(absent, want) {
-		t.Errorf("planned and not there: %v, want %v", absent, want)
-	}
-	t.Logf("%d planned values equal the oracle's", files)
+	t.Logf("%d planned values equal the oracle's", c.Files)
 }
