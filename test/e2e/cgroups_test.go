@@ -75,7 +75,7 @@ func clusterName(path, node string, pods []corev1.Pod) string {
 		if container == "" {
 			return "pod " + name
 		}
-		for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses) {
+		for _, status := range slices.Concat(pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses) {
 			if strings.HasSuffix(status.ContainerID, "://"+container) {
 				return "container " + name + "/" + status.Name
 			}

@@ -25,6 +25,9 @@ type column struct {
 	// high is the memory.high of a container with 64Mi/128Mi on that release: the
 	// oracle that does not have it is none.
 	high string
+	// debugFactor x node allocatable is the memory.high of a container without
+	// request and limit, such as kubectl debug adds; 0 is none.
+	debugFactor float64
 	// manifests are files of testdata, beside those that every column has.
 	manifests []string
 	// life: what happens on the node while pods come and go is tested too.
@@ -45,22 +48,25 @@ var columns = []column{
 var matrix = []column{
 	{name: "crun", layout: "crun", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd", Runtime: "crun"}, oracle: factor, high: high127},
 	{name: "kind", layout: "kind", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd", CgroupRoot: "/kubelet"}, oracle: factor, high: high127},
+	{name: "trixie", layout: "systemd 257, kernel 6.12", node: testnode.Options{Kubernetes: "1.27.4", Debian: "trixie", CgroupDriver: "systemd"}, oracle: factor, high: high127},
 	{
 		name: "kubelet-1.22", layout: "systemd",
-		node:   testnode.Options{Kubernetes: "1.22.17", APIServer: "1.27.4", CgroupDriver: "systemd"},
-		oracle: map[string]any{"memoryThrottlingFactor": 0.8},
-		agent:  `emulationVersion: "1.22"`,
-		plan:   []string{"--emulation-version", "1.22"},
-		high:   "107372544", // 0.8 x 128Mi
+		node:        testnode.Options{Kubernetes: "1.22.17", APIServer: "1.27.4", CgroupDriver: "systemd"},
+		oracle:      map[string]any{"memoryThrottlingFactor": 0.8},
+		agent:       `emulationVersion: "1.22"`,
+		plan:        []string{"--emulation-version", "1.22"},
+		high:        "107372544", // 0.8 x 128Mi
+		debugFactor: 0.8,
 	},
 	{
 		name: "kubelet-1.37", layout: "systemd",
-		node:      testnode.Options{Kubernetes: "1.37.1", CgroupDriver: "systemd"},
-		oracle:    map[string]any{"memoryThrottlingFactor": 0.9, "memoryReservationPolicy": "TieredReservation"},
-		agent:     `emulationVersion: "1.37"`,
-		plan:      []string{"--emulation-version", "1.37"},
-		high:      high127,
-		manifests: []string{"pods-1.37.yaml"},
+		node:        testnode.Options{Kubernetes: "1.37.1", CgroupDriver: "systemd"},
+		oracle:      map[string]any{"memoryThrottlingFactor": 0.9, "memoryReservationPolicy": "TieredReservation"},
+		agent:       `emulationVersion: "1.37"`,
+		plan:        []string{"--emulation-version", "1.37"},
+		high:        high127,
+		debugFactor: 0.9,
+		manifests:   []string{"pods-1.37.yaml"},
 	},
 }
 

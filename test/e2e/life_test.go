@@ -12,11 +12,46 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/memqos/memqos/controllers"
 	"github.com/memqos/memqos/hack/nodeagent"
 	"github.com/memqos/memqos/hack/testnode"
 )
+
+// testDebug: what kubectl debug does to a running pod. The ephemeral container has
+// neither request nor limit, and gets what the release gives such a one.
+func testDebug(t *testing.T, node *testnode.Node, c column) {
+	pods := clientset(t, node).CoreV1().Pods("default")
+	pod, err := pods.Get(t.Context(), "shared-pid", metav1.GetOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	pod.Spec.EphemeralContainers = append(pod.Spec.EphemeralContainers, corev1.EphemeralContainer{
+		EphemeralContainerCommon: corev1.EphemeralContainerCommon{
+			Name: "debugger", Image: testnode.WorkloadImage, ImagePullPolicy: corev1.PullNever, Args: []string{"sleep"},
+		},
+	})
+	if _, err := pods.UpdateEphemeralContainers(t.Context(), pod.Name, pod, metav1.UpdateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the ephemeral container has its values", func() error {
+		s := takeSnapshot(t, node)
+		want := "max"
+		if c.debugFactor > 0 {
+			allocatable, err := strconv.ParseFloat(s["kubepods"]["memory.max"], 64)
+			if err != nil {
+				return err
+			}
+			want = strconv.FormatInt(int64(allocatable*c.debugFactor)/4096*4096, 10)
+		}
+		got := s["container default/shared-pid/debugger"]
+		if got["memory.min"] != "0" || got["memory.high"] != want {
+			return fmt.Errorf("it has %v, want memory.min 0 and memory.high %s", got, want)
+		}
+		return nil
+	})
+}
 
 // testInspect: memqos inspect sees the same, and nothing that it manages has drifted.
 func testInspect(t *testing.T, agent *nodeagent.Agent) {

@@ -31,6 +31,7 @@ func TestNode(t *testing.T) {
 				oracle.Cgroups.Count("container"), oracle.Cgroups.Count("sandbox"), oracle.Cgroups.Count("pod"))
 
 			t.Run("plan", func(t *testing.T) { testPlan(t, oracle) })
+			t.Run("debug", func(t *testing.T) { testDebug(t, node, c) })
 			t.Run("inspect", func(t *testing.T) { testInspect(t, agent) })
 			if c.life {
 				t.Run("churn", func(t *testing.T) { testChurn(t, node, agent) })
