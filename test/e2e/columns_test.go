@@ -48,7 +48,7 @@ var columns = []column{
 var matrix = []column{
 	{name: "crun", layout: "crun", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd", Runtime: "crun"}, oracle: factor, high: high127},
 	{name: "kind", layout: "kind", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd", CgroupRoot: "/kubelet"}, oracle: factor, high: high127},
-	{name: "trixie", layout: "systemd 257, kernel 6.12", node: testnode.Options{Kubernetes: "1.27.4", Debian: "trixie", CgroupDriver: "systemd"}, oracle: factor, high: high127},
+	{name: "trixie", layout: "trixie", node: testnode.Options{Kubernetes: "1.27.4", Debian: "trixie", CgroupDriver: "systemd"}, oracle: factor, high: high127},
 	{
 		name: "kubelet-1.22", layout: "systemd",
 		node:        testnode.Options{Kubernetes: "1.22.17", APIServer: "1.27.4", CgroupDriver: "systemd"},
