@@ -51,8 +51,8 @@ e2e-matrix: ## Likewise on every kind of node: runtimes, layouts, kubelets 1.22 
 	MEMQOS_E2E_MATRIX=1 go test -tags e2e -count=1 -timeout 120m -v -run 'TestNode/$(or $(COLUMN),.)' ./test/e2e
 
 .PHONY: record
-record: ## Record what kubelets with the gate on make of the conformance pods
-	go test -tags e2e,record -count=1 -timeout 120m -v -run 'TestRecord/$(or $(COLUMN),.)' ./test/e2e
+record: ## Run e2e-matrix and record what the kubelets with the gate on wrote
+	MEMQOS_RECORD=1 $(MAKE) e2e-matrix
 
 .PHONY: update
 update: ## Rewrite the golden files and docs/conformance.md; read the diff

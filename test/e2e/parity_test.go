@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"fmt"
+	"os"
 	"slices"
 	"strings"
 	"testing"
@@ -74,6 +75,11 @@ func runOracle(t *testing.T, c column) conformance.Record {
 	})
 	if t.Failed() {
 		t.FailNow()
+	}
+	if os.Getenv("MEMQOS_RECORD") != "" {
+		if err := r.Write(); err != nil {
+			t.Fatal(err)
+		}
 	}
 	return r
 }
