@@ -38,9 +38,9 @@ type Options struct {
 	// StaticPods are manifests for the kubelet's staticPodPath, by file name.
 	StaticPods map[string][]byte
 
-	// MemoryMiB and CPUs are the virtual machine's. Defaults: 3072, and 2; but 1
-	// on kernels newer than bookworm's, which do not get along with two emulated
-	// processors.
+	// MemoryMiB and CPUs are the virtual machine's. Defaults: 3072, and 1: of some
+	// twenty starts with two emulated processors one ended in a soft lockup of both
+	// (bookworm, QEMU 7.2), and newer kernels get along with them even less.
 	MemoryMiB, CPUs int
 
 	// Audit makes the API server write an audit log (level Metadata); it is
@@ -59,12 +59,7 @@ func (o Options) withDefaults() (Options, error) {
 	o.CgroupRoot = orDefault(o.CgroupRoot, "/")
 	o.Runtime = orDefault(o.Runtime, "runc")
 	o.MemoryMiB = orDefault(o.MemoryMiB, 3072)
-	if o.CPUs == 0 {
-		o.CPUs = 1
-		if o.Debian == "bookworm" {
-			o.CPUs = 2
-		}
-	}
+	o.CPUs = orDefault(o.CPUs, 1)
 	if o.CgroupDriver != "systemd" && o.CgroupDriver != "cgroupfs" {
 		return o, fmt.Errorf("cgroup driver %q: want systemd or cgroupfs", o.CgroupDriver)
 	}

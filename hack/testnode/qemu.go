@@ -82,11 +82,8 @@ const kernelCommandLine = "console=ttyS0 panic=-1 quiet psi=1 systemd.unified_cg
 func bootMachine(o Options, d debian, accelerator, dir, initramfs, kubeletDisk string, agentHostPort int) (*process, error) {
 	cpu := "host"
 	if accelerator == "tcg" {
-		cpu = "max"
-		if o.Debian != "bookworm" {
-			// Linux 6.12 hit a double fault on QEMU 7.2's cmpxchg16b.
-			cpu = "max,cx16=off"
-		}
+		// Linux 6.12 hit a double fault on QEMU 7.2's cmpxchg16b.
+		cpu = "max,cx16=off"
 	}
 	argv := append(machine(accelerator, o.MemoryMiB, o.CPUs, cpu),
 		"-kernel", d.kernel, "-initrd", initramfs, "-append", kernelCommandLine,

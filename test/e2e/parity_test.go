@@ -18,6 +18,7 @@ import (
 func TestNode(t *testing.T) {
 	for _, c := range chosenColumns() {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel() // one emulated processor to each of the machine's
 			oracle := runOracle(t, c)
 
 			node := c.start(t, false)
