@@ -22,10 +22,10 @@ func Table(records map[string]Record, comparisons map[string]Comparison) string 
 
 Made by ` + "`make update`" + ` from ` + "`test/conformance/testdata`" + `, which ` + "`make record`" + ` fills: the
 same manifests ran on real nodes under kubelets with the MemoryQoS gate on, and what their
-kernels then held is compared with what ` + "`memqos plan`" + ` gives. A cell has the number of
-values (memory.min, low, high, max of each cgroup of the pod, where memqos manages them)
-that are equal; "sandbox" the number of sandboxes that the kubelet, like memqos, left at the
-kernel's defaults. A shape that the node did not have is empty.
+kernels then held is compared with what ` + "`memqos plan`" + ` gives, for each file that memqos
+manages in each cgroup of the pod. "Left alone" are cgroups that memqos does not write to;
+the kubelet had left them at the kernel's defaults too. A shape that the node did not have is
+empty.
 
 `)
 	b.WriteString("| shape |")
@@ -57,20 +57,24 @@ func different(c Comparison) (n int) {
 
 // cell is what one record says of one shape.
 func cell(r Record, c Comparison, of string) string {
-	cgroups, differences := 0, []string(nil)
-	for name := range r.Cgroups {
-		if shape(name) == of {
-			cgroups++
-			differences = append(differences, c.Differences[name]...)
+	cgroups, alone, differences := 0, 0, []string(nil)
+	for _, name := range slices.Sorted(maps.Keys(r.Cgroups)) {
+		if shape(name) != of {
+			continue
 		}
+		cgroups++
+		if slices.Contains(c.NotPlanned, name) {
+			alone++
+		}
+		differences = append(differences, c.Differences[name]...)
 	}
 	switch {
 	case cgroups == 0:
 		return ""
 	case len(differences) > 0:
 		return "deviates: " + strings.Join(differences, "; ")
-	case of == "sandbox":
-		return fmt.Sprintf("%d at defaults", cgroups)
+	case alone == cgroups:
+		return fmt.Sprintf("%d left alone", cgroups)
 	}
 	return "equal"
 }
