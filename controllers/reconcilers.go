@@ -60,7 +60,8 @@ type nodeReconciler struct {
 }
 
 func (r *nodeReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	defer func() { r.pass.done(req, map[qos.Level]int{qos.LevelNode: 1, qos.LevelQOS: 1}) }()
+	compared := map[qos.Level]int{}
+	defer func() { r.pass.done(req, compared) }()
 
 	site := r.surveyor.site.Load()
 	if site == nil {
@@ -70,6 +71,10 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	if err := r.pods.List(ctx, &pods); err != nil {
 		return ctrl.Result{}, fmt.Errorf("list the node's pods: %w", err)
 	}
-	again, err := apply(ctx, ctrl.LoggerFrom(ctx), r.metrics, site.tree, site.locateNode(pods.Items))
+	wanted := site.locateNode(pods.Items)
+	for i := range wanted {
+		compared[wanted[i].Level]++
+	}
+	again, err := apply(ctx, ctrl.LoggerFrom(ctx), r.metrics, site.tree, wanted)
 	return ctrl.Result{RequeueAfter: again}, err
 }
