@@ -36,7 +36,7 @@ func TestNode(t *testing.T) {
 			t.Run("debug", func(t *testing.T) { testDebug(t, node, c) })
 			t.Run("inspect", func(t *testing.T) { testInspect(t, agent) })
 			if c.life {
-				t.Run("churn", func(t *testing.T) { testChurn(t, node, agent) })
+				t.Run("churn", func(t *testing.T) { testChurn(t, node) })
 				t.Run("restart", func(t *testing.T) { testRestart(t, node, agent) })
 				t.Run("unsupported", func(t *testing.T) { testLateKubepods(t, node, agent) })
 			}
