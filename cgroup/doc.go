@@ -2,7 +2,8 @@
 // driver, the names of its cgroups, whose a cgroup is, and reading and writing
 // the memory.* files. It decides nothing about values.
 //
-// Every access to the tree goes through a Tree, which holds kubepods open and
-// resolves each path beneath it with openat2(2): no path, symbolic link or mount
-// inside it leads out.
+// Every write, and every read that a write follows from, goes through a Tree, which
+// holds kubepods open and resolves each path beneath it with openat2(2): no path,
+// symbolic link or mount inside it leads out. Discovery and the statistics that
+// inspect shows are read by path.
 package cgroup
