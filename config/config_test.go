@@ -5,10 +5,14 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	"k8s.io/apimachinery/pkg/api/resource"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -56,6 +60,88 @@ logging: {format: text, verbosity: 4}
 	if c.Enabled(MemoryQoS) || c.EmulationVersion != "1.22" || *c.MemoryThrottlingFactor != 0.8 || c.CgroupRoot != "/kubelet" ||
 		c.CgroupDriver != Cgroupfs || c.ResyncPeriod.Minutes() != 1 || c.HealthzBindAddress != "0" || c.Logging.Verbosity != 4 {
 		t.Errorf("got %+v", c)
+	}
+}
+
+// full sets every field that a document of 1.37 can set.
+const full = `featureGates: {MemoryQoS: true}
+emulationVersion: "1.37"
+memoryThrottlingFactor: 0.8
+memoryReservationPolicy: None
+mode: DryRun
+rules:
+- name: batch
+  match:
+    namespaces: [batch, team-*]
+    podSelector:
+      matchLabels: {app: web}
+      matchExpressions: [{key: tier, operator: In, values: [a, b]}]
+    qosClasses: [Burstable]
+    priorityClassNames: [low]
+  memoryThrottlingFactor: 0.5
+  memoryReservationPolicy: TieredReservation
+  memoryHigh: Enabled
+  stallGuard: Disabled
+- {name: rest, match: {}, exclude: true}
+stallGuard: {enabled: false, stallShare: 0.5, window: 20s, hold: 1m}
+rails: {systemReserve: 1Gi, guaranteedReclaimMargin: 0.05}
+restoreOnExit: Keep
+cgroupRoot: /kubelet
+cgroupDriver: cgroupfs
+bundlePaths: [/run/<id>/config.json]
+kubeletConfigFile: /var/lib/kubelet/config.yaml
+stateDir: /var/memqos
+resyncPeriod: 1m
+metricsBindAddress: 127.0.0.1:1
+healthzBindAddress: "0"
+logging: {format: text, verbosity: 4}
+`
+
+// A copy shares nothing: whatever is changed in it, the original stays. full has
+// every field set, so a field that DeepCopy forgets shows here.
+func TestDeepCopy(t *testing.T) {
+	decode := func() *MemoryQoSConfiguration {
+		c, err := Decode([]byte(header + full))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c
+	}
+	c := decode()
+	cp := c.DeepCopy()
+	if diff := cmp.Diff(c, cp); diff != "" {
+		t.Errorf("the copy differs (-original +copy):\n%s", diff)
+	}
+	shared(t, "", reflect.ValueOf(c).Elem(), reflect.ValueOf(cp).Elem())
+}
+
+// shared fails for every pointer, map and slice that is not set, or in both.
+func shared(t *testing.T, at string, a, b reflect.Value) {
+	switch a.Kind() {
+	case reflect.Pointer, reflect.Map, reflect.Slice:
+		if a.IsNil() {
+			if !strings.HasPrefix(at, ".Rules[1].") { // it is there to exclude
+				t.Errorf("%s is not set", at)
+			}
+			return
+		}
+		if a.Pointer() == b.Pointer() {
+			t.Errorf("%s is shared", at)
+		}
+	}
+	switch a.Kind() {
+	case reflect.Pointer:
+		if a.Type() != reflect.TypeFor[*resource.Quantity]() {
+			shared(t, at, a.Elem(), b.Elem())
+		}
+	case reflect.Slice:
+		for i := range a.Len() {
+			shared(t, at+"["+strconv.Itoa(i)+"]", a.Index(i), b.Index(i))
+		}
+	case reflect.Struct:
+		for i := range a.NumField() {
+			shared(t, at+"."+a.Type().Field(i).Name, a.Field(i), b.Field(i))
+		}
 	}
 }
 
@@ -114,6 +200,41 @@ func TestDecodeErrors(t *testing.T) {
 		{"port", header + "healthzBindAddress: \":99999\"\n", "healthzBindAddress: Invalid value"},
 		{"log format", header + "logging: {format: xml}\n", "logging.format: Unsupported value"},
 		{"verbosity", header + "logging: {verbosity: 11}\n", "logging.verbosity: Invalid value"},
+		{"mode", header + "mode: Observe\n", `mode: Unsupported value: "Observe": supported values: "Enforce", "DryRun"`},
+		{"rule without name", header + "rules: [{match: {}}]\n", "rules[0].name: Required value"},
+		{"rule name", header + "rules: [{name: A b, match: {}}]\n", `rules[0].name: Invalid value: "A b": a lowercase RFC 1123 label`},
+		{"same rule twice", header + "rules: [{name: a, match: {}}, {name: a, match: {}}]\n", `rules[1].name: Duplicate value: "a"`},
+		{"rule without match", header + "rules: [{name: a, exclude: true}]\n", "rules[0].match: Required value: say which pods are meant; {} is every pod"},
+		{"rule with unknown field", header + "rules: [{name: a, match: {namespace: x}}]\n", `unknown field "rules[0].match.namespace"`},
+		{"selector of namespaces", header + "rules: [{name: a, match: {namespaceSelector: {}}}]\n", `unknown field "rules[0].match.namespaceSelector"`},
+		{"pattern within", header + "rules: [{name: a, match: {namespaces: [\"a*b\"]}}]\n", `rules[0].match.namespaces[0]: Invalid value: "a*b": must be the name of a namespace`},
+		{"any namespace", header + "rules: [{name: a, match: {namespaces: [\"*\"]}}]\n", "for every namespace remove the list"},
+		{"no namespace", header + "rules: [{name: a, match: {namespaces: []}}]\n", "rules[0].match.namespaces: Invalid value: []: is an empty list: remove it for any, or name at least one"},
+		{"no class", header + "rules: [{name: a, match: {qosClasses: []}}]\n", "qosClasses: Invalid value"},
+		{"no priority", header + "rules: [{name: a, match: {priorityClassNames: []}}]\n", "priorityClassNames: Invalid value"},
+		{"class", header + "rules: [{name: a, match: {qosClasses: [guaranteed]}}]\n", `rules[0].match.qosClasses[0]: Unsupported value: "guaranteed"`},
+		{"priority", header + "rules: [{name: a, match: {priorityClassNames: [\"\"]}}]\n", "rules[0].match.priorityClassNames[0]: Invalid value"},
+		{"selector", header + "rules: [{name: a, match: {podSelector: {matchExpressions: [{key: a, operator: Has}]}}}]\n", "rules[0].match.podSelector.matchExpressions[0].operator: Invalid value"},
+		{"excluded and more", header + "rules: [{name: a, match: {}, exclude: true, memoryThrottlingFactor: 0.5}]\n", "rules[0].exclude: Invalid value: true: nothing is done for an excluded pod"},
+		{"factor of no memory.high", header + "rules: [{name: a, match: {}, memoryHigh: Disabled, memoryThrottlingFactor: 0.5}]\n", "rules[0].memoryThrottlingFactor: Invalid value: 0.5: without memory.high"},
+		{"guard of no memory.high", header + "rules: [{name: a, match: {}, memoryHigh: Disabled, stallGuard: Enabled}]\n", "rules[0].stallGuard: Invalid value"},
+		{"switch", header + "rules: [{name: a, match: {}, memoryHigh: false}]\n", "memoryHigh"},
+		{"other switch", header + "rules: [{name: a, match: {}, stallGuard: Off}]\n", "stallGuard"},
+		{"rule factor", header + "rules: [{name: a, match: {}, memoryThrottlingFactor: 0}]\n", "rules[0].memoryThrottlingFactor: Invalid value: 0"},
+		{"rule policy", header + "emulationVersion: \"1.36\"\nrules: [{name: a, match: {}, memoryReservationPolicy: Hard}]\n", "rules[0].memoryReservationPolicy: Unsupported value"},
+		{"rule policy of an older release", header + "rules: [{name: a, match: {}, memoryReservationPolicy: None}]\n", `rules[0].memoryReservationPolicy: Invalid value: "None": the kubelet 1.27 has no such setting`},
+		{"stall share", header + "stallGuard: {stallShare: 0}\n", "stallGuard.stallShare: Invalid value: 0: must be greater than 0 and at most 1, such as 0.3"},
+		{"stall window", header + "stallGuard: {window: 10ms}\n", `stallGuard.window: Invalid value: "10ms": must be from 1s to 5m`},
+		{"stall hold", header + "stallGuard: {hold: 9s}\n", `stallGuard.hold: Invalid value: "9s": must not be shorter than window, 10s`},
+		{"reserve", header + "rails: {systemReserve: -1Gi}\n", `rails.systemReserve: Invalid value: "-1Gi"`},
+		{"margin", header + "rails: {guaranteedReclaimMargin: 1}\n", "rails.guaranteedReclaimMargin: Invalid value: 1"},
+		{"bundle without id", header + "bundlePaths: [/run/config.json]\n", `bundlePaths[0]: Invalid value: "/run/config.json": must be a clean absolute path with "<id>" in it once`},
+		{"bundle with two ids", header + "bundlePaths: [/run/<id>/<id>]\n", "bundlePaths[0]: Invalid value"},
+		{"relative bundle", header + "bundlePaths: [run/<id>]\n", "bundlePaths[0]: Invalid value"},
+		{"bundle upwards", header + "bundlePaths: [/run/../<id>]\n", "bundlePaths[0]: Invalid value"},
+		{"restore", header + "restoreOnExit: Never\n", `restoreOnExit: Unsupported value: "Never": supported values: "Auto", "Keep", "Restore"`},
+		{"state", header + "stateDir: memqos\n", `stateDir: Invalid value: "memqos": must be a clean absolute path`},
+		{"kubelet file", header + "kubeletConfigFile: config.yaml\n", "kubeletConfigFile: Invalid value"},
 		{"too large", header + strings.Repeat("#", maxSize), "larger than"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
@@ -168,6 +289,8 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(header))
 	f.Add([]byte(header + "memoryThrottlingFactor: 0.5\nfeatureGates: {MemoryQoS: false}\n"))
 	f.Add([]byte(header + "emulationVersion: '1.37'\nmemoryReservationPolicy: None\n"))
+	f.Add([]byte(header + "mode: DryRun\nbundlePaths: []\nrails: {systemReserve: 1.5Gi, guaranteedReclaimMargin: 0.05}\nstallGuard: {enabled: false, window: 5s}\n"))
+	f.Add([]byte(header + full))
 	f.Add([]byte(header + "emulationVersion: 1.30\nlogging: {verbosity: 3}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		c, err := Decode(data)
@@ -182,7 +305,7 @@ func FuzzDecode(f *testing.F) {
 		if err != nil {
 			t.Fatalf("%s\nis refused after a round trip: %v", out, err)
 		}
-		if diff := cmp.Diff(c, again); diff != "" {
+		if diff := cmp.Diff(c, again, cmpopts.EquateEmpty()); diff != "" {
 			t.Fatalf("round trip (-first +second):\n%s", diff)
 		}
 	})

@@ -27,6 +27,19 @@ func Load(path string, overlays ...Overlay) (*MemoryQoSConfiguration, error) {
 	if path == "" {
 		return complete(&MemoryQoSConfiguration{}, overlays)
 	}
+	data, err := readFile(path)
+	if err != nil {
+		return nil, err
+	}
+	c, err := Decode(data, overlays...)
+	if err != nil {
+		return nil, fmt.Errorf("configuration %s: %w", path, err)
+	}
+	return c, nil
+}
+
+// readFile reads a configuration file, and one byte more than it may have.
+func readFile(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, fmt.Errorf("read configuration: %w", err)
@@ -36,11 +49,7 @@ func Load(path string, overlays ...Overlay) (*MemoryQoSConfiguration, error) {
 	if err != nil {
 		return nil, fmt.Errorf("read configuration %s: %w", path, err)
 	}
-	c, err := Decode(data, overlays...)
-	if err != nil {
-		return nil, fmt.Errorf("configuration %s: %w", path, err)
-	}
-	return c, nil
+	return data, nil
 }
 
 // Decode turns YAML or JSON into a defaulted, valid configuration. It is

@@ -1,6 +1,10 @@
 package config
 
-import "time"
+import (
+	"time"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+)
 
 // SetDefaults fills what is not set in c. It is idempotent.
 func SetDefaults(c *MemoryQoSConfiguration) {
@@ -19,6 +23,40 @@ func SetDefaults(c *MemoryQoSConfiguration) {
 	}
 	if c.MemoryReservationPolicy == "" && c.EmulationVersion.HasReservationPolicy() {
 		c.MemoryReservationPolicy = TieredReservation
+	}
+	if c.Mode == "" {
+		c.Mode = Enforce
+	}
+	if c.StallGuard.Enabled == nil {
+		c.StallGuard.Enabled = new(true)
+	}
+	if c.StallGuard.StallShare == nil {
+		c.StallGuard.StallShare = new(0.3)
+	}
+	if c.StallGuard.Window.Duration == 0 {
+		c.StallGuard.Window.Duration = 10 * time.Second
+	}
+	if c.StallGuard.Hold.Duration == 0 {
+		c.StallGuard.Hold.Duration = 5 * time.Minute
+	}
+	if c.Rails.SystemReserve == nil {
+		c.Rails.SystemReserve = resource.NewQuantity(100<<20, resource.BinarySI)
+	}
+	if c.Rails.GuaranteedReclaimMargin == nil {
+		c.Rails.GuaranteedReclaimMargin = new(0.0)
+	}
+	if c.RestoreOnExit == "" {
+		c.RestoreOnExit = RestoreAuto
+	}
+	if c.BundlePaths == nil {
+		c.BundlePaths = []string{
+			"/run/containerd/io.containerd.runtime.v2.task/k8s.io/<id>/config.json",
+			"/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io/<id>/config.json",
+			"/run/containers/storage/overlay-containers/<id>/userdata/config.json",
+		}
+	}
+	if c.StateDir == "" {
+		c.StateDir = "/run/memqos"
 	}
 	if c.ResyncPeriod.Duration == 0 {
 		c.ResyncPeriod.Duration = 30 * time.Second

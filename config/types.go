@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strconv"
 
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 )
 
@@ -46,6 +48,28 @@ type MemoryQoSConfiguration struct {
 	// is "None"; installing memqos is asking for protection.
 	MemoryReservationPolicy MemoryReservationPolicy `json:"memoryReservationPolicy,omitempty"`
 
+	// Mode is "Enforce", or "DryRun": nothing is written, and what would be is
+	// reported. Default: "Enforce".
+	Mode Mode `json:"mode,omitempty"`
+
+	// Rules say which pods are treated otherwise than the rest, or not at all.
+	// The first rule that matches a pod applies to it, and no other; an annotation
+	// on the pod goes before it. Default: none, as in the kubelet.
+	Rules []Rule `json:"rules,omitempty"`
+
+	// StallGuard is the way out for containers that memory.high has brought to a
+	// standstill.
+	StallGuard StallGuard `json:"stallGuard,omitempty"`
+
+	// Rails are the bounds within which requests are protected.
+	Rails Rails `json:"rails,omitempty"`
+
+	// RestoreOnExit says whether the agent, when it ends, puts back what was there
+	// before it first wrote: "Auto", only if its DaemonSet is being deleted;
+	// "Keep", never; "Restore", always, at every update of the agent too.
+	// Default: "Auto".
+	RestoreOnExit RestoreOnExit `json:"restoreOnExit,omitempty"`
+
 	// CgroupRoot is the kubelet's cgroupRoot: the cgroup that holds kubepods, as
 	// a path from the root of the hierarchy ("/", or "/kubelet" on kind). Default:
 	// empty, the tree is searched.
@@ -54,6 +78,23 @@ type MemoryQoSConfiguration struct {
 	// CgroupDriver is the kubelet's cgroupDriver: "systemd" or "cgroupfs".
 	// Default: empty, told from the names in the tree.
 	CgroupDriver CgroupDriver `json:"cgroupDriver,omitempty"`
+
+	// BundlePaths are where the runtime keeps the config.json of a container's OCI
+	// bundle, each an absolute path with "<id>" once in place of the container's
+	// id. From there it is known which container a new cgroup belongs to before
+	// the API server says so. Those that do not exist are passed over; an empty
+	// list turns it off. Default: the places of containerd, of k3s and of CRI-O.
+	BundlePaths []string `json:"bundlePaths,omitzero"`
+
+	// KubeletConfigFile is the kubelet's configuration file as the agent sees it,
+	// an absolute path. It tells whether the kubelet's own MemoryQoS is on.
+	// Default: empty, not looked at.
+	KubeletConfigFile string `json:"kubeletConfigFile,omitempty"`
+
+	// StateDir is the directory, an absolute path, in which the agent keeps what
+	// was there before it first wrote. Its content is about cgroups and is best
+	// lost with them, at a restart of the node. Default: "/run/memqos".
+	StateDir string `json:"stateDir,omitempty"`
 
 	// ResyncPeriod is the time between two full passes, in which every file of
 	// every pod is compared with what is wanted. At least 1s. Default: 30s.
@@ -79,6 +120,132 @@ type Logging struct {
 	// and errors; 2 each write; 4 each decision. Default: 0.
 	Verbosity int `json:"verbosity,omitempty"`
 }
+
+// Rule treats some pods otherwise than the rest. A rule with a match alone
+// exempts its pods from the rules that follow it.
+type Rule struct {
+	// Name is what logs, metrics and reasons call the rule: a DNS label, and no
+	// other rule's. Required.
+	Name string `json:"name"`
+
+	// Match says to which pods the rule applies. Required; {} is every pod.
+	Match *Match `json:"match"`
+
+	// Exclude leaves the pods alone: no file of theirs is written, and the sums of
+	// kubepods and of the Burstable class go without them. It stands alone: with
+	// it no other setting may be given. Default: false.
+	Exclude bool `json:"exclude,omitempty"`
+
+	// MemoryThrottlingFactor is the factor for these pods, greater than 0 and at
+	// most 1. Default: that of the configuration.
+	MemoryThrottlingFactor *float64 `json:"memoryThrottlingFactor,omitempty"`
+
+	// MemoryReservationPolicy is the policy for these pods, "TieredReservation" or
+	// "None". It must not be set for a release before 1.36. Default: that of the
+	// configuration.
+	MemoryReservationPolicy MemoryReservationPolicy `json:"memoryReservationPolicy,omitempty"`
+
+	// MemoryHigh is "Disabled" for pods whose memory.high is to be max: they are
+	// not throttled, and killed at their limit as without MemoryQoS. Default:
+	// "Enabled".
+	MemoryHigh Switch `json:"memoryHigh,omitempty"`
+
+	// StallGuard is "Enabled" or "Disabled" for these pods. Default: as
+	// stallGuard.enabled says.
+	StallGuard Switch `json:"stallGuard,omitempty"`
+}
+
+// Match says to which pods a rule applies: those to which every field that is
+// given applies. There is no selection by the labels of namespaces: the agent
+// has no right to read those.
+type Match struct {
+	// Namespaces are names of namespaces, or prefixes followed by "*", such as
+	// "team-*"; one of them must be the pod's. Default: any.
+	Namespaces []string `json:"namespaces,omitempty"`
+
+	// PodSelector is a label selector, with matchLabels and matchExpressions, as
+	// Deployments have it. Default: any.
+	PodSelector *metav1.LabelSelector `json:"podSelector,omitempty"`
+
+	// QOSClasses are "Guaranteed", "Burstable" or "BestEffort"; one of them must be
+	// the pod's. Default: any.
+	QOSClasses []corev1.PodQOSClass `json:"qosClasses,omitempty"`
+
+	// PriorityClassNames are names of priority classes; one of them must be the
+	// pod's. Default: any, and none.
+	PriorityClassNames []string `json:"priorityClassNames,omitempty"`
+}
+
+// StallGuard is about containers that sit at memory.high and get nowhere: the
+// kernel holds them back without end where it finds nothing to reclaim, and does
+// not kill them (kubernetes#118699). The guard raises memory.high, up to max, and
+// lets it come back when usage has fallen. memory.max stays.
+type StallGuard struct {
+	// Enabled is whether containers are guarded, unless a rule or an annotation
+	// says otherwise for their pod. Default: true.
+	Enabled *bool `json:"enabled,omitempty"`
+
+	// StallShare is the share of Window in which all tasks of a container were
+	// held up by memory, from which it counts as stalled; greater than 0 and at
+	// most 1. Default: 0.3.
+	StallShare *float64 `json:"stallShare,omitempty"`
+
+	// Window is the time over which a stall is measured, 1s to 5m. Default: 10s.
+	Window metav1.Duration `json:"window,omitempty"`
+
+	// Hold is the time for which a memory.high that was raised stays so at least,
+	// Window or longer. Default: 5m.
+	Hold metav1.Duration `json:"hold,omitempty"`
+}
+
+// Rails bound what is protected. A protection that leaves the kernel nothing to
+// reclaim ends in an OOM kill beside free page cache.
+type Rails struct {
+	// SystemReserve is memory of the node that the sums at kubepods leave
+	// unprotected, for the system's own services. The sums are those of the pods
+	// as long as they leave it. Default: 100Mi, the kubelet's default hard
+	// eviction threshold, within which no pod is scheduled. 0 is the kubelet's
+	// behaviour.
+	SystemReserve *resource.Quantity `json:"systemReserve,omitempty"`
+
+	// GuaranteedReclaimMargin is the share of a container's or pod's memory.max
+	// that its memory.min leaves unprotected, from 0 up to, not including, 1. Where
+	// memory.min is memory.max, as in Guaranteed pods, the page cache of a
+	// container cannot be reclaimed for its pod (kubernetes#126485). Default: 0,
+	// the kubelet's behaviour.
+	GuaranteedReclaimMargin *float64 `json:"guaranteedReclaimMargin,omitempty"`
+}
+
+// Mode says whether memqos writes.
+type Mode string
+
+// The modes.
+const (
+	Enforce Mode = "Enforce" // files are written
+	DryRun  Mode = "DryRun"  // nothing is written; what would be is reported
+)
+
+// Switch turns something on or off. Empty is not set.
+type Switch string
+
+// The positions of a Switch.
+const (
+	Enabled  Switch = "Enabled"
+	Disabled Switch = "Disabled"
+)
+
+// RestoreOnExit says whether the agent undoes its writes when it ends.
+type RestoreOnExit string
+
+// When the agent undoes its writes.
+const (
+	RestoreAuto   RestoreOnExit = "Auto"    // when its DaemonSet is being deleted
+	RestoreNever  RestoreOnExit = "Keep"    // never
+	RestoreAlways RestoreOnExit = "Restore" // at every end
+)
+
+// BundleID stands for the container's id in BundlePaths.
+const BundleID = "<id>"
 
 // CgroupDriver is the way in which the kubelet and the runtime make cgroups.
 type CgroupDriver string
@@ -150,8 +317,31 @@ func (c *MemoryQoSConfiguration) Enabled(gate string) bool { return c.FeatureGat
 func (c *MemoryQoSConfiguration) DeepCopy() *MemoryQoSConfiguration {
 	out := *c
 	out.FeatureGates = maps.Clone(c.FeatureGates)
-	if c.MemoryThrottlingFactor != nil {
-		out.MemoryThrottlingFactor = new(*c.MemoryThrottlingFactor)
+	out.MemoryThrottlingFactor = clone(c.MemoryThrottlingFactor)
+	out.Rules = slices.Clone(c.Rules)
+	for i := range out.Rules {
+		r := &out.Rules[i]
+		r.MemoryThrottlingFactor = clone(r.MemoryThrottlingFactor)
+		if r.Match = clone(r.Match); r.Match != nil {
+			r.Match.Namespaces = slices.Clone(r.Match.Namespaces)
+			r.Match.PodSelector = r.Match.PodSelector.DeepCopy()
+			r.Match.QOSClasses = slices.Clone(r.Match.QOSClasses)
+			r.Match.PriorityClassNames = slices.Clone(r.Match.PriorityClassNames)
+		}
 	}
+	out.StallGuard.Enabled = clone(c.StallGuard.Enabled)
+	out.StallGuard.StallShare = clone(c.StallGuard.StallShare)
+	if q := c.Rails.SystemReserve; q != nil {
+		out.Rails.SystemReserve = new(q.DeepCopy())
+	}
+	out.Rails.GuaranteedReclaimMargin = clone(c.Rails.GuaranteedReclaimMargin)
+	out.BundlePaths = slices.Clone(c.BundlePaths)
 	return &out
+}
+
+func clone[T any](p *T) *T {
+	if p == nil {
+		return nil
+	}
+	return new(*p)
 }

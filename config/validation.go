@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/api/equality"
 	"k8s.io/apimachinery/pkg/util/validation/field"
 )
 
@@ -24,15 +25,29 @@ func Validate(c *MemoryQoSConfiguration) field.ErrorList {
 	if all := EmulationVersions(); !slices.Contains(all, c.EmulationVersion) {
 		errs = append(errs, field.NotSupported(field.NewPath("emulationVersion"), c.EmulationVersion, all))
 	}
-	if f := c.MemoryThrottlingFactor; f != nil && !(*f > 0 && *f <= 1) { // also refuses NaN
-		errs = append(errs, field.Invalid(field.NewPath("memoryThrottlingFactor"), *f, "must be greater than 0 and at most 1, such as 0.9"))
+	errs = append(errs, validateShare(c.MemoryThrottlingFactor, field.NewPath("memoryThrottlingFactor"), "0.9")...)
+	if c.MemoryReservationPolicy != "" || c.EmulationVersion.HasReservationPolicy() {
+		errs = append(errs, validateReservationPolicy(c.MemoryReservationPolicy, c.EmulationVersion, field.NewPath("memoryReservationPolicy"))...)
 	}
-	errs = append(errs, validateReservationPolicy(c, field.NewPath("memoryReservationPolicy"))...)
+	errs = append(errs, validateOneOf(c.Mode, field.NewPath("mode"), Enforce, DryRun)...)
+	errs = append(errs, validateRules(c)...)
+	errs = append(errs, validateStallGuard(&c.StallGuard, field.NewPath("stallGuard"))...)
+	errs = append(errs, validateRails(&c.Rails, field.NewPath("rails"))...)
+	errs = append(errs, validateOneOf(c.RestoreOnExit, field.NewPath("restoreOnExit"), RestoreAuto, RestoreNever, RestoreAlways)...)
 	errs = append(errs, validateCgroupRoot(c.CgroupRoot, field.NewPath("cgroupRoot"))...)
 	switch c.CgroupDriver {
 	case "", Systemd, Cgroupfs:
 	default:
 		errs = append(errs, field.NotSupported(field.NewPath("cgroupDriver"), c.CgroupDriver, []CgroupDriver{Systemd, Cgroupfs}))
+	}
+	for i, p := range c.BundlePaths {
+		errs = append(errs, validateBundlePath(p, field.NewPath("bundlePaths").Index(i))...)
+	}
+	if f := c.KubeletConfigFile; f != "" && !isCleanFile(f) {
+		errs = append(errs, field.Invalid(field.NewPath("kubeletConfigFile"), f, "must be a clean absolute path, such as /var/lib/kubelet/config.yaml"))
+	}
+	if d := c.StateDir; !isCleanFile(d) {
+		errs = append(errs, field.Invalid(field.NewPath("stateDir"), d, "must be a clean absolute path, such as /run/memqos"))
 	}
 	if d := c.ResyncPeriod.Duration; d < time.Second {
 		errs = append(errs, field.Invalid(field.NewPath("resyncPeriod"), d.String(), "must be at least 1s"))
@@ -49,16 +64,64 @@ func Validate(c *MemoryQoSConfiguration) field.ErrorList {
 	return errs
 }
 
-func validateReservationPolicy(c *MemoryQoSConfiguration, at *field.Path) field.ErrorList {
-	switch p := c.MemoryReservationPolicy; {
-	case p == "" && !c.EmulationVersion.HasReservationPolicy():
-		return nil
+func validateReservationPolicy(p MemoryReservationPolicy, release EmulationVersion, at *field.Path) field.ErrorList {
+	switch {
 	case p != TieredReservation && p != NoReservation:
 		return field.ErrorList{field.NotSupported(at, p, []MemoryReservationPolicy{NoReservation, TieredReservation})}
-	case !c.EmulationVersion.HasReservationPolicy():
-		return field.ErrorList{field.Invalid(at, p, fmt.Sprintf(`the kubelet %s has no such setting: remove it, or set emulationVersion to "1.36" or later`, c.EmulationVersion))}
+	case !release.HasReservationPolicy():
+		return field.ErrorList{field.Invalid(at, p, fmt.Sprintf(`the kubelet %s has no such setting: remove it, or set emulationVersion to "1.36" or later`, release))}
 	}
 	return nil
+}
+
+// validateShare takes nil for not set.
+func validateShare(f *float64, at *field.Path, example string) field.ErrorList {
+	if f != nil && !(*f > 0 && *f <= 1) { // also refuses NaN
+		return field.ErrorList{field.Invalid(at, *f, "must be greater than 0 and at most 1, such as "+example)}
+	}
+	return nil
+}
+
+func validateOneOf[T ~string](v T, at *field.Path, all ...T) field.ErrorList {
+	if !slices.Contains(all, v) {
+		return field.ErrorList{field.NotSupported(at, v, all)}
+	}
+	return nil
+}
+
+func validateStallGuard(g *StallGuard, at *field.Path) field.ErrorList {
+	errs := validateShare(g.StallShare, at.Child("stallShare"), "0.3")
+	if d := g.Window.Duration; d < time.Second || d > 5*time.Minute {
+		errs = append(errs, field.Invalid(at.Child("window"), d.String(), "must be from 1s to 5m"))
+	}
+	if d := g.Hold.Duration; d < g.Window.Duration {
+		errs = append(errs, field.Invalid(at.Child("hold"), d.String(), "must not be shorter than window, "+g.Window.Duration.String()))
+	}
+	return errs
+}
+
+func validateRails(r *Rails, at *field.Path) field.ErrorList {
+	var errs field.ErrorList
+	if q := r.SystemReserve; q != nil && q.Sign() < 0 {
+		errs = append(errs, field.Invalid(at.Child("systemReserve"), q.String(), "must not be negative; 0 is none"))
+	}
+	if f := r.GuaranteedReclaimMargin; f != nil && !(*f >= 0 && *f < 1) {
+		errs = append(errs, field.Invalid(at.Child("guaranteedReclaimMargin"), *f, "must be at least 0 and less than 1, such as 0.05"))
+	}
+	return errs
+}
+
+func validateBundlePath(p string, at *field.Path) field.ErrorList {
+	if !isCleanFile(p) || strings.Count(p, BundleID) != 1 {
+		return field.ErrorList{field.Invalid(at, p, `must be a clean absolute path with "<id>" in it once, such as "/run/containerd/io.containerd.runtime.v2.task/k8s.io/<id>/config.json"`)}
+	}
+	return nil
+}
+
+// isCleanFile reports whether p is an absolute path other than "/" in its
+// shortest form.
+func isCleanFile(p string) bool {
+	return path.IsAbs(p) && path.Clean(p) == p && p != "/" && !strings.ContainsAny(p, "\x00\n")
 }
 
 func validateCgroupRoot(root string, at *field.Path) field.ErrorList {
@@ -87,4 +150,28 @@ func validateAddress(addr string, at *field.Path) field.ErrorList {
 		return field.ErrorList{field.Invalid(at, addr, fmt.Sprintf(`must be host:port, ":port", or "0" for none: %v`, err))}
 	}
 	return nil
+}
+
+// ValidateUpdate returns every field of a valid configuration in which it
+// differs from the one that an agent runs with and which a running agent cannot
+// change.
+func ValidateUpdate(running, c *MemoryQoSConfiguration) field.ErrorList {
+	var errs field.ErrorList
+	for _, x := range []struct {
+		field        string
+		running, now any
+	}{
+		{"featureGates", running.FeatureGates, c.FeatureGates},                   // starting and stopping is the process's
+		{"cgroupRoot", running.CgroupRoot, c.CgroupRoot},                         // what was written under the old one would stay
+		{"cgroupDriver", running.CgroupDriver, c.CgroupDriver},                   // likewise
+		{"stateDir", running.StateDir, c.StateDir},                               // the originals are in the old one
+		{"metricsBindAddress", running.MetricsBindAddress, c.MetricsBindAddress}, // a listener is bound once
+		{"healthzBindAddress", running.HealthzBindAddress, c.HealthzBindAddress}, // likewise
+		{"logging.format", running.Logging.Format, c.Logging.Format},             // a log is in one format
+	} {
+		if !equality.Semantic.DeepEqual(x.running, x.now) {
+			errs = append(errs, field.Invalid(field.NewPath(x.field), x.now, fmt.Sprintf("the agent runs with %v and cannot change it: restart the agent, or put %v back", x.running, x.running)))
+		}
+	}
+	return errs
 }
