@@ -226,3 +226,13 @@ func populated(dir string) bool {
 // IsGone reports whether an error says that a cgroup, or a file of it, is not
 // there or no longer.
 func IsGone(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+
+// BootID is the kernel's id of this boot: inode numbers of cgroups are unique
+// within one.
+func BootID() (string, error) {
+	data, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return "", fmt.Errorf("read the boot id: %w", err)
+	}
+	return strings.TrimSpace(string(data)), nil
+}

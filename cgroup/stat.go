@@ -11,7 +11,7 @@ import (
 // pressure (nil where the kernel has PSI off).
 func (t *Tree) Stat(cgroup string) (*stats.Metrics, error) {
 	// The library returns zeroes, and no error, for a cgroup that is not there.
-	if _, err := t.Usage(cgroup); err != nil {
+	if _, err := t.Value(cgroup, "memory.current"); err != nil {
 		return nil, err
 	}
 	m, err := cgroup2.Load("/"+cgroup, cgroup2.WithMountpoint(t.Mount))

@@ -66,28 +66,33 @@ func (t *Tree) dir(cgroup string) string {
 	return path.Join(t.Mount, cgroup)
 }
 
-// open opens the cgroup, or the file of it, beneath kubepods and nowhere else.
-func (t *Tree) open(cgroup, file string, flags int) (int, error) {
-	name := path.Join(t.dir(cgroup), file)
+// open opens a cgroup beneath kubepods and nowhere else.
+func (t *Tree) open(cgroup string, flags int) (int, error) {
 	rel, ok := strings.CutPrefix(cgroup, t.Layout.Root)
 	if !ok || (rel != "" && rel[0] != '/') {
-		return -1, &fs.PathError{Op: "open", Path: name, Err: fmt.Errorf("outside %s", t.Layout.Root)}
-	}
-	rel = path.Join(".", strings.TrimPrefix(rel, "/"), file)
-	how := unix.OpenHow{
-		Flags:   uint64(flags | unix.O_CLOEXEC | unix.O_NOCTTY),
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+		return -1, &fs.PathError{Op: "open", Path: t.dir(cgroup), Err: fmt.Errorf("outside %s", t.Layout.Root)}
 	}
 	defer runtime.KeepAlive(t)
+	fd, err := openBeneath(int(t.kubepods.Fd()), path.Join(".", strings.TrimPrefix(rel, "/")), flags|unix.O_DIRECTORY)
+	if err != nil {
+		return -1, &fs.PathError{Op: "open", Path: t.dir(cgroup), Err: err}
+	}
+	return fd, nil
+}
+
+// openBeneath opens what is beneath a directory: through no link and on no other
+// mount.
+func openBeneath(dir int, name string, flags int) (int, error) {
+	how := unix.OpenHow{
+		Flags:   uint64(flags | unix.O_CLOEXEC),
+		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS | unix.RESOLVE_NO_XDEV,
+	}
 	for {
-		fd, err := unix.Openat2(int(t.kubepods.Fd()), rel, &how)
-		switch {
-		case err == nil:
-			return fd, nil
-		case errors.Is(err, unix.EINTR), errors.Is(err, unix.EAGAIN): // a rename raced with the resolution
+		fd, err := unix.Openat2(dir, name, &how)
+		if errors.Is(err, unix.EINTR) || errors.Is(err, unix.EAGAIN) { // a rename raced with the resolution
 			continue
 		}
-		return -1, &fs.PathError{Op: "open", Path: name, Err: gone(err)}
+		return fd, gone(err)
 	}
 }
 
@@ -102,7 +107,7 @@ func gone(err error) error {
 
 // Children lists the names of the cgroups directly beneath one, sorted.
 func (t *Tree) Children(cgroup string) ([]string, error) {
-	fd, err := t.open(cgroup, "", unix.O_RDONLY|unix.O_DIRECTORY)
+	fd, err := t.open(cgroup, unix.O_RDONLY)
 	if err != nil {
 		return nil, err
 	}
@@ -122,94 +127,30 @@ func (t *Tree) Children(cgroup string) ([]string, error) {
 	return names, nil
 }
 
-// Value reads a file.
+// Value reads a file of a cgroup.
 func (t *Tree) Value(cgroup string, file memory.File) (memory.Value, error) {
-	fd, err := t.open(cgroup, string(file), unix.O_RDONLY)
+	d, err := t.Open(cgroup)
 	if err != nil {
 		return 0, err
 	}
-	defer unix.Close(fd) //nolint:errcheck // read only
-	return t.read(fd, cgroup, file)
-}
-
-func (t *Tree) read(fd int, cgroup string, file memory.File) (memory.Value, error) {
-	var buf [64]byte
-	n, err := unix.Pread(fd, buf[:], 0)
-	if err != nil {
-		return 0, &fs.PathError{Op: "read", Path: path.Join(t.dir(cgroup), string(file)), Err: gone(err)}
-	}
-	v, err := memory.Parse(strings.TrimSuffix(string(buf[:n]), "\n"))
-	if err != nil {
-		return 0, &fs.PathError{Op: "read", Path: path.Join(t.dir(cgroup), string(file)), Err: err}
-	}
-	return v, nil
+	defer d.Close()
+	return d.Value(file)
 }
 
 // Values reads the four files of a cgroup.
 func (t *Tree) Values(cgroup string) (memory.Values, error) {
+	d, err := t.Open(cgroup)
+	if err != nil {
+		return nil, err
+	}
+	defer d.Close()
 	vs := make(memory.Values, len(memory.Files))
 	for _, file := range memory.Files {
-		v, err := t.Value(cgroup, file)
-		if err != nil {
+		if vs[file], err = d.Value(file); err != nil {
 			return nil, err
 		}
-		vs[file] = v
 	}
 	return vs, nil
-}
-
-// NotKeptError says that the kernel shows another value than the one that was
-// just written: somebody else wrote in between, or the value was not one that
-// the kernel can hold.
-type NotKeptError struct {
-	Path      string
-	Want, Got memory.Value
-}
-
-func (e *NotKeptError) Error() string {
-	return fmt.Sprintf("wrote %s to %s, which then held %s", e.Want, e.Path, e.Got)
-}
-
-// Write writes v to a file in one write(2) and reads it back. v must be as the
-// kernel keeps it, floored to a page.
-//
-// Lowering memory.high below what is used sets the value at once and then
-// reclaims in the writer, for seconds if the memory is busy. O_NONBLOCK spares
-// the writer that on kernels that honour it (it does on 7.2, not on 6.12).
-// Lowering memory.max below what is used kills: it is for the caller to see that
-// this does not happen.
-func (t *Tree) Write(cgroup string, file memory.File, v memory.Value) error {
-	name := path.Join(t.dir(cgroup), string(file))
-	flags := unix.O_RDWR | unix.O_NONBLOCK
-	if t.fixture {
-		flags |= unix.O_TRUNC
-	}
-	fd, err := t.open(cgroup, string(file), flags)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd) //nolint:errcheck // what was written is read back
-	text := v.String()
-	n, err := unix.Write(fd, []byte(text))
-	if err == nil && n != len(text) {
-		err = fmt.Errorf("wrote %d of %d bytes", n, len(text))
-	}
-	if err != nil {
-		return &fs.PathError{Op: "write " + text + " to", Path: name, Err: gone(err)}
-	}
-	got, err := t.read(fd, cgroup, file)
-	if err != nil {
-		return err
-	}
-	if got != v {
-		return &NotKeptError{Path: name, Want: v, Got: got}
-	}
-	return nil
-}
-
-// Usage reads memory.current: the bytes that the cgroup and its descendants use.
-func (t *Tree) Usage(cgroup string) (memory.Value, error) {
-	return t.Value(cgroup, "memory.current")
 }
 
 // Same reports whether two trees are the same cgroup with the same layout. A

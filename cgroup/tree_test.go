@@ -23,6 +23,16 @@ func fixture(t *testing.T, driver config.CgroupDriver, description string) (*Tre
 	return tree, dir
 }
 
+// write opens a cgroup and writes a file of it.
+func write(tree *Tree, cgroup string, file memory.File, v memory.Value) error {
+	d, err := tree.Open(cgroup)
+	if err != nil {
+		return err
+	}
+	defer d.Close()
+	return d.Write(file, v)
+}
+
 func TestValuesAndWrite(t *testing.T) {
 	tree, dir := fixture(t, config.Cgroupfs, "kubepods 0 0 max 8589934592\nkubepods/burstable 4096 0 max max")
 	got, err := tree.Values("kubepods/burstable")
@@ -33,7 +43,7 @@ func TestValuesAndWrite(t *testing.T) {
 		t.Errorf("got %s, want %s", got, want)
 	}
 	for _, v := range []memory.Value{8192, 0, memory.Unlimited} {
-		if err := tree.Write("kubepods", memory.High, v); err != nil {
+		if err := write(tree, "kubepods", memory.High, v); err != nil {
 			t.Fatal(err)
 		}
 		if got := cgrouptest.Read(t, filepath.Join(dir, "kubepods", "memory.high")); got != v.String() {
@@ -67,8 +77,29 @@ func TestGone(t *testing.T) {
 	if _, err := tree.Stat("kubepods/burstable"); !IsGone(err) {
 		t.Errorf("Stat: %v", err)
 	}
-	if err := tree.Write("kubepods/burstable", memory.Min, 0); !IsGone(err) {
+	if err := write(tree, "kubepods/burstable", memory.Min, 0); !IsGone(err) {
 		t.Errorf("Write: %v", err)
+	}
+}
+
+// A directory that was opened is that very one: what comes under its name later is
+// not written to.
+func TestDirIsThatVeryCgroup(t *testing.T) {
+	tree, dir := fixture(t, config.Cgroupfs, "kubepods\nkubepods/poda")
+	d, err := tree.Open("kubepods/poda")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := os.RemoveAll(filepath.Join(dir, "kubepods", "poda")); err != nil {
+		t.Fatal(err)
+	}
+	cgrouptest.Add(t, dir, "kubepods/poda 0 0 max max")
+	if err := d.Write(memory.Min, 4096); !IsGone(err) {
+		t.Errorf("write to a removed cgroup gave %v", err)
+	}
+	if got := cgrouptest.Read(t, filepath.Join(dir, "kubepods", "poda", "memory.min")); got != "0" {
+		t.Errorf("the new cgroup's memory.min became %s", got)
 	}
 }
 
@@ -87,7 +118,7 @@ func TestNothingLeadsOut(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, path := range []string{"system", "kubepodsX", "", "/", "kubepods/../system", "kubepods/up", "kubepods/absolute", "kubepods/within", "kubepods/victim"} {
-		if err := tree.Write(path, memory.Min, 4096); err == nil {
+		if err := write(tree, path, memory.Min, 4096); err == nil {
 			t.Errorf("wrote to %q", path)
 		}
 	}

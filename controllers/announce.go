@@ -1,0 +1,60 @@
+package controllers
+
+import (
+	"sync"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/tools/events"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+)
+
+// announcer emits events, each once for a change of state: not again while the
+// state lasts. It is for concurrent use.
+type announcer struct {
+	recorder events.EventRecorder
+	nodeName string
+
+	mu   sync.Mutex
+	said map[client.ObjectKey]map[string]bool // by pod: what lasts
+}
+
+func newAnnouncer(recorder events.EventRecorder, nodeName string) *announcer {
+	return &announcer{recorder: recorder, nodeName: nodeName, said: map[client.ObjectKey]map[string]bool{}}
+}
+
+// node emits an event on the Node, as the kubelet does: with the name for a uid,
+// by which kubectl describe finds it.
+func (a *announcer) node(kind, reason, action, note string) {
+	node := &corev1.Node{}
+	node.Name, node.UID = a.nodeName, types.UID(a.nodeName)
+	a.recorder.Eventf(node, nil, kind, reason, action, "%s", note)
+}
+
+// pod emits an event on a pod if what it tells of did not hold before. subject
+// tells apart what may hold at the same time, such as two containers.
+func (a *announcer) pod(pod *corev1.Pod, subject string, holds bool, kind, reason, action, note string) {
+	key, what := client.ObjectKeyFromObject(pod), reason+" "+subject
+	a.mu.Lock()
+	held := a.said[key][what]
+	switch {
+	case holds && !held:
+		if a.said[key] == nil {
+			a.said[key] = map[string]bool{}
+		}
+		a.said[key][what] = true
+	case !holds && held:
+		delete(a.said[key], what)
+	}
+	a.mu.Unlock()
+	if holds && !held {
+		a.recorder.Eventf(pod, nil, kind, reason, action, "%s", note)
+	}
+}
+
+// forget drops what was said of a pod that is gone.
+func (a *announcer) forget(pod client.ObjectKey) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.said, pod)
+}

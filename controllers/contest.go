@@ -1,0 +1,90 @@
+package controllers
+
+import (
+	"sync"
+	"time"
+
+	"github.com/memqos/memqos/ledger"
+)
+
+// Somebody who writes the same file again and again is answered at once a few
+// times (a new scope is written by systemd two or three times, the kubelet's tick
+// comes once a minute), then ever more slowly, and at last hardly: two writers
+// that fight for ever help no workload.
+const (
+	contestMemory  = time.Minute     // without a repair for so long, all is forgotten
+	contestFree    = 10              // repairs within that which cost nothing
+	contestSlow    = 10              // further ones, each a second later than the one before
+	contestRespite = 5 * time.Minute // between two tries after those
+)
+
+// contests counts the repairs of each file. It is for concurrent use.
+type contests struct {
+	mu    sync.Mutex
+	files map[ledger.Key]*contest
+	now   func() time.Time
+}
+
+type contest struct {
+	repairs int
+	last    time.Time // repair
+}
+
+func newContests() *contests {
+	return &contests{files: map[ledger.Key]*contest{}, now: time.Now}
+}
+
+// repair asks whether a file may be repaired now. If so, wait is 0 and the repair
+// counts. Else wait is when to ask again, and contested says that the file is all
+// but given up. A harmless repair always may: the resets of the QoS classes that
+// come with each pod are no fight.
+func (c *contests) repair(file ledger.Key, harmless bool) (wait time.Duration, contested bool) {
+	if harmless {
+		return 0, false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := c.now()
+	f := c.files[file]
+	if f == nil || now.Sub(f.last) >= f.memory() {
+		f = &contest{}
+		c.files[file] = f
+	}
+	if due := f.pause() - now.Sub(f.last); f.repairs >= contestFree && due > 0 {
+		return due, f.contested()
+	}
+	f.repairs++
+	f.last = now
+	return 0, false
+}
+
+func (f *contest) contested() bool { return f.repairs >= contestFree+contestSlow }
+
+// pause is how long after the last repair the next may come.
+func (f *contest) pause() time.Duration {
+	switch {
+	case f.contested():
+		return contestRespite
+	case f.repairs >= contestFree:
+		return time.Duration(f.repairs-contestFree+1) * time.Second
+	}
+	return 0
+}
+
+// memory is how long after the last repair it is held against the file.
+func (f *contest) memory() time.Duration { return max(contestMemory, f.pause()+contestMemory) }
+
+// contested counts the files that are all but given up, and forgets old repairs.
+func (c *contests) contested() (n int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for key, f := range c.files {
+		switch {
+		case c.now().Sub(f.last) >= f.memory():
+			delete(c.files, key)
+		case f.contested():
+			n++
+		}
+	}
+	return n
+}
