@@ -83,7 +83,7 @@ func Open(dir, boot string) (_ *Ledger, err error) {
 		return nil, fmt.Errorf("lock %s: %w", lock.Name(), err)
 	}
 	l := &Ledger{dir: dir, boot: boot, lock: lock, entries: map[Key]Entry{}}
-	data, err := os.ReadFile(l.path())
+	data, err := os.ReadFile(l.Path())
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		l.fresh = true
@@ -96,7 +96,8 @@ func Open(dir, boot string) (_ *Ledger, err error) {
 	return l, l.rewrite()
 }
 
-func (l *Ledger) path() string { return filepath.Join(l.dir, fileName) }
+// Path is the file.
+func (l *Ledger) Path() string { return filepath.Join(l.dir, fileName) }
 
 // Fresh reports whether there was no ledger of this boot: memqos is new on the
 // node, or its state was lost.
@@ -200,7 +201,7 @@ func (l *Ledger) Prune(alive func(cgroup string, inode uint64) bool) error {
 
 // rewrite replaces the file by one that has each entry once.
 func (l *Ledger) rewrite() error {
-	next := l.path() + ".new"
+	next := l.Path() + ".new"
 	f, err := os.OpenFile(next, os.O_CREATE|os.O_TRUNC|os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
 	if err != nil {
 		return fmt.Errorf("write the ledger anew: %w", err)
@@ -213,7 +214,7 @@ func (l *Ledger) rewrite() error {
 	}
 	err = errors.Join(err, w.Flush())
 	if err == nil {
-		err = os.Rename(next, l.path())
+		err = os.Rename(next, l.Path())
 	}
 	if err != nil {
 		return fmt.Errorf("write the ledger anew: %w", errors.Join(err, f.Close()))
