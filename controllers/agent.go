@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"net/http"
@@ -27,6 +28,7 @@ import (
 
 	"github.com/memqos/memqos/cgroup"
 	"github.com/memqos/memqos/config"
+	"github.com/memqos/memqos/ledger"
 	"github.com/memqos/memqos/metrics"
 	"github.com/memqos/memqos/qos"
 )
@@ -57,6 +59,8 @@ type Options struct {
 	Discover func() (*cgroup.Tree, error)
 	// Metrics are the agent's series. Required.
 	Metrics *metrics.Metrics
+	// Boot is the kernel's boot id. Required.
+	Boot string
 	// Log is where the agent logs. Required.
 	Log logr.Logger
 }
@@ -91,6 +95,7 @@ func New(api *rest.Config, o Options) (manager.Manager, error) {
 
 	a := &agent{
 		manager: mgr,
+		options: o,
 		node:    ctrl.Request{NamespacedName: client.ObjectKey{Name: o.NodeName}},
 		period:  o.Config.ResyncPeriod.Duration,
 		pass:    &pass{metrics: o.Metrics},
@@ -109,11 +114,14 @@ func New(api *rest.Config, o Options) (manager.Manager, error) {
 // controllers, and from then on makes full passes.
 type agent struct {
 	manager  manager.Manager
+	options  Options
 	node     ctrl.Request
 	period   time.Duration
 	surveyor *surveyor
 	pass     *pass
 	metrics  *metrics.Metrics
+	ledger   *ledger.Ledger
+	kubelet  *kubeletFeature
 	idle     atomic.Bool
 }
 
@@ -128,9 +136,10 @@ func (a *agent) ready(req *http.Request) error {
 
 // Start implements manager.Runnable.
 func (a *agent) Start(ctx context.Context) error {
+	defer a.closeLedger()
 	started := false
 	for {
-		served := a.surveyor.survey(ctx)
+		served := a.openLedger() && a.surveyor.survey(ctx)
 		a.idle.Store(!served)
 		wait := idlePeriod
 		if served {
@@ -143,6 +152,7 @@ func (a *agent) Start(ctx context.Context) error {
 				}
 				started = true
 			}
+			a.tidy()
 			if err := a.pass.begin(ctx, a.manager.GetCache(), a.node); err != nil {
 				a.surveyor.log.Error(err, "a full pass is left out")
 			}
@@ -156,6 +166,47 @@ func (a *agent) Start(ctx context.Context) error {
 	}
 }
 
+// tidy is what comes before each full pass: files that the kubelet has taken over
+// are given back, and the ledger forgets cgroups that are gone.
+func (a *agent) tidy() {
+	tree := a.surveyor.site.Load().tree
+	if err := a.kubelet.giveBack(tree); err != nil {
+		a.surveyor.log.Error(err, "not everything was given back to the kubelet")
+	}
+	if err := a.ledger.Prune(tree.Is); err != nil {
+		a.surveyor.log.Error(err, "the state was not tidied")
+	}
+}
+
+// openLedger opens the state if it is not open yet, and reports whether it is.
+// While another agent has it, or the directory cannot be written, the node is not
+// served: without a way back nothing is written.
+func (a *agent) openLedger() bool {
+	if a.ledger != nil {
+		return true
+	}
+	l, err := ledger.Open(a.options.Config.StateDir, a.options.Boot)
+	if err != nil {
+		reason := reasonStateInaccessible
+		if errors.Is(err, ledger.ErrInUse) {
+			reason = reasonAnotherAgent
+		}
+		a.surveyor.unsupported(reason, err)
+		return false
+	}
+	a.ledger = l
+	return true
+}
+
+func (a *agent) closeLedger() {
+	if a.ledger == nil {
+		return
+	}
+	if err := a.ledger.Close(); err != nil {
+		a.surveyor.log.Error(err, "the state was not closed")
+	}
+}
+
 // startControllers adds the controllers to the running manager. Before that,
 // nothing is watched: a node that is not served costs the API server nothing.
 func (a *agent) startControllers(ctx context.Context) error {
@@ -164,8 +215,16 @@ func (a *agent) startControllers(ctx context.Context) error {
 	if _, err := pods.GetInformer(ctx, &corev1.Pod{}); err != nil {
 		return fmt.Errorf("watch the node's pods: %w", err)
 	}
+	announce := newAnnouncer(a.manager.GetEventRecorder("memqos"), a.options.NodeName)
+	a.kubelet = newKubeletFeature(a.ledger, a.metrics, announce, a.surveyor.log)
+	w := &writer{ledger: a.ledger, metrics: a.metrics, contests: newContests(), kubelet: a.kubelet}
+	podReconciler := &podReconciler{pods, a.surveyor, a.pass, a.metrics, w, announce}
+	nodeReconciler := &nodeReconciler{pods, a.surveyor, a.pass, a.metrics, w}
+	if err := a.lookFirst(ctx, pods, podReconciler, nodeReconciler); err != nil {
+		return err
+	}
 	podEvents := source.Kind(pods, &corev1.Pod{}, &handler.TypedEnqueueRequestForObject[*corev1.Pod]{})
-	err := a.addController(podController, podWorkers, podEvents, &podReconciler{pods, a.surveyor, a.pass, a.metrics})
+	err := a.addController(podController, podWorkers, podEvents, podReconciler)
 	if err != nil {
 		return err
 	}
@@ -173,7 +232,7 @@ func (a *agent) startControllers(ctx context.Context) error {
 	nodeEvents := source.Kind(pods, &corev1.Pod{}, toNode, predicate.TypedFuncs[*corev1.Pod]{
 		UpdateFunc: func(e event.TypedUpdateEvent[*corev1.Pod]) bool { return sumsMayDiffer(e.ObjectOld, e.ObjectNew) },
 	})
-	if err := a.addController(nodeController, 1, nodeEvents, &nodeReconciler{pods, a.surveyor, a.pass, a.metrics}); err != nil {
+	if err := a.addController(nodeController, 1, nodeEvents, nodeReconciler); err != nil {
 		return err
 	}
 	for len(a.pass.controllers()) < 2 { // started by the manager, each in a goroutine
@@ -184,6 +243,29 @@ func (a *agent) startControllers(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// lookFirst looks at every cgroup before the first is written: by what is there it
+// is known whether the kubelet's own feature writes.
+func (a *agent) lookFirst(ctx context.Context, pods client.Reader, p *podReconciler, n *nodeReconciler) error {
+	site := a.surveyor.site.Load()
+	var list corev1.PodList
+	if err := pods.List(ctx, &list); err != nil {
+		return fmt.Errorf("list the node's pods: %w", err)
+	}
+	for i := range list.Items {
+		if !qos.Active(&list.Items[i]) {
+			continue
+		}
+		cgroups, unread, err := p.observe(site, &list.Items[i])
+		closeAll(cgroups)
+		if err = errors.Join(unread, err); err != nil {
+			a.surveyor.log.V(2).Info("not looked at", "pod", list.Items[i].Name, "error", err.Error()) // its reconcile will say why
+		}
+	}
+	cgroups, _, err := n.observe(ctx, site)
+	closeAll(cgroups)
+	return err
 }
 
 func (a *agent) addController(name string, workers int, events source.Source, r reconcile.Reconciler) error {

@@ -87,12 +87,13 @@ func runAgent(t *testing.T, api string, gate bool, discover func() (*cgroup.Tree
 	c, err := config.Load("", func(c *config.MemoryQoSConfiguration) {
 		c.MetricsBindAddress, c.HealthzBindAddress = "0", address
 		c.FeatureGates = map[string]bool{config.MemoryQoS: gate}
+		c.StateDir = t.TempDir()
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
 	mgr, err := New(&rest.Config{Host: api}, Options{
-		NodeName: "n", Config: c, Discover: discover, Metrics: metrics.New(prometheus.NewRegistry(), "", "", ""), Log: logr.Discard(),
+		NodeName: "n", Config: c, Discover: discover, Metrics: metrics.New(prometheus.NewRegistry(), "", "", ""), Boot: "boot", Log: logr.Discard(),
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -103,7 +103,17 @@ func stripContainers(in []corev1.Container) []corev1.Container {
 func stripStatuses(in []corev1.ContainerStatus) []corev1.ContainerStatus {
 	var out []corev1.ContainerStatus
 	for i := range in {
-		out = append(out, corev1.ContainerStatus{Name: in[i].Name, ContainerID: in[i].ContainerID, Resources: in[i].Resources})
+		out = append(out, corev1.ContainerStatus{Name: in[i].Name, ContainerID: in[i].ContainerID, Resources: in[i].Resources, State: stripState(in[i].State)})
 	}
 	return out
+}
+
+// isRunning stands for the state of every container that runs: since when is not used.
+var isRunning = corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
+
+func stripState(in corev1.ContainerState) corev1.ContainerState {
+	if in.Running == nil {
+		return corev1.ContainerState{}
+	}
+	return isRunning
 }

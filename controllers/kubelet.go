@@ -3,6 +3,7 @@ package controllers
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -82,32 +83,44 @@ type evidence struct {
 	standing bool // down
 	// written are those that hold a kubelet's value, with the settings by which it
 	// would have come about: witnesses must have one in common.
-	written map[uint64][]qos.Throttling
+	written map[uint64]witness
 	// unwritten a kubelet would have written to.
 	unwritten map[uint64]bool
+	// discounted are those that held a kubelet's value when it was shown that none
+	// writes: an earlier kubelet's, or memqos's own of which it has no record.
+	discounted map[uint64]string
 	// classUnwritten is since when the Burstable class is not protected.
 	classUnwritten time.Time
 }
 
+// witness is a cgroup, by its path, and the settings.
+type witness struct {
+	cgroup string
+	by     []qos.Throttling
+}
+
 // seeWritten takes in a cgroup that holds a kubelet's value.
-func (e *evidence) seeWritten(inode uint64, by ...qos.Throttling) (changed bool) {
+func (e *evidence) seeWritten(inode uint64, cgroup string, by ...qos.Throttling) (changed bool) {
+	if _, discounted := e.discounted[inode]; discounted {
+		return false
+	}
+	if e.written == nil {
+		e.written = map[uint64]witness{}
+	}
+	e.written[inode] = witness{cgroup, by}
 	if e.standing {
 		delete(e.unwritten, inode)
 		return false
 	}
-	if e.written == nil {
-		e.written = map[uint64][]qos.Throttling{}
-	}
-	e.written[inode] = by
 	for _, setting := range by {
 		agree := 0
-		for _, others := range e.written {
-			if slices.Contains(others, setting) {
+		for _, other := range e.written {
+			if slices.Contains(other.by, setting) {
 				agree++
 			}
 		}
 		if agree >= witnesses {
-			*e = evidence{standing: true}
+			e.standing, e.unwritten, e.classUnwritten = true, nil, time.Time{}
 			return true
 		}
 	}
@@ -116,8 +129,8 @@ func (e *evidence) seeWritten(inode uint64, by ...qos.Throttling) (changed bool)
 
 // seeUnwritten takes in a cgroup that a kubelet would have written to and has not.
 func (e *evidence) seeUnwritten(inode uint64) (changed bool) {
+	delete(e.written, inode)
 	if !e.standing {
-		delete(e.written, inode)
 		return false
 	}
 	if e.unwritten == nil {
@@ -127,7 +140,7 @@ func (e *evidence) seeUnwritten(inode uint64) (changed bool) {
 	if len(e.unwritten) < witnesses {
 		return false
 	}
-	*e = evidence{}
+	e.resume()
 	return true
 }
 
@@ -143,8 +156,23 @@ func (e *evidence) seeClass(protected bool, now time.Time) (changed bool) {
 	case now.Sub(e.classUnwritten) < classPatience:
 		return false
 	}
-	*e = evidence{}
+	e.resume()
 	return true
+}
+
+func (e *evidence) resume() {
+	discounted := map[uint64]string{}
+	for inode, w := range e.written {
+		discounted[inode] = w.cgroup
+	}
+	maps.Copy(discounted, e.discounted)
+	*e = evidence{discounted: discounted}
+}
+
+// prune forgets cgroups that are gone.
+func (e *evidence) prune(alive func(cgroup string, inode uint64) bool) {
+	maps.DeleteFunc(e.written, func(inode uint64, w witness) bool { return !alive(w.cgroup, inode) })
+	maps.DeleteFunc(e.discounted, func(inode uint64, cgroup string) bool { return !alive(cgroup, inode) })
 }
 
 // manages reports whether a file is left to the kubelet.
@@ -202,7 +230,7 @@ func (k *kubeletFeature) observeNode(policy qos.Policy, pods []corev1.Pod, cgrou
 func (k *kubeletFeature) observeProtection(s *seen, request memory.Value, running bool) {
 	for _, file := range protection.files() {
 		if s.holds(file) == request && k.foreign(s, file) {
-			k.weigh(protection, func(e *evidence) bool { return e.seeWritten(s.dir.Inode, qos.Throttling{}) })
+			k.weigh(protection, func(e *evidence) bool { return e.seeWritten(s.dir.Inode, s.Cgroup.Cgroup, qos.Throttling{}) })
 			return
 		}
 	}
@@ -230,7 +258,7 @@ func (k *kubeletFeature) observeThrottling(policy qos.Policy, pod *corev1.Pod, s
 		return
 	}
 	if by := policy.ThrottlingsOf(pod, s.Container, high); len(by) > 0 {
-		k.weigh(throttling, func(e *evidence) bool { return e.seeWritten(s.dir.Inode, by...) })
+		k.weigh(throttling, func(e *evidence) bool { return e.seeWritten(s.dir.Inode, s.Cgroup.Cgroup, by...) })
 	}
 }
 
@@ -267,10 +295,15 @@ func (d duty) names() string {
 	return strings.Join(names, " and ")
 }
 
-// giveBack writes what a kubelet had written back over what memqos wrote, once it
+// giveBack forgets witnesses that are gone, and writes what a kubelet had written back over what memqos wrote, once it
 // has stood down. A kernel default is no kubelet's value: it stays memqos's, until
 // the kubelet writes or the cgroup ends.
 func (k *kubeletFeature) giveBack(tree *cgroup.Tree) error {
+	k.mu.Lock()
+	for _, e := range k.evidence {
+		e.prune(tree.Is)
+	}
+	k.mu.Unlock()
 	var errs []error
 	var done []ledger.Key
 	for key, e := range k.ledger.All() {

@@ -15,6 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/tools/events"
 	"pgregory.net/rapid"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
@@ -23,6 +24,7 @@ import (
 	"github.com/memqos/memqos/cgroup"
 	"github.com/memqos/memqos/cgroup/cgrouptest"
 	"github.com/memqos/memqos/config"
+	"github.com/memqos/memqos/ledger"
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/metrics"
 	"github.com/memqos/memqos/qos"
@@ -43,7 +45,9 @@ type world struct {
 	registry *prometheus.Registry
 	surveyor *surveyor
 	pods     client.Client
-	pass     *pass
+	events   *events.FakeRecorder
+	pod      *podReconciler
+	node     *nodeReconciler
 }
 
 func newWorld(t *testing.T, tree string, objects ...client.Object) *world {
@@ -59,7 +63,6 @@ func newWorld(t *testing.T, tree string, objects ...client.Object) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w.pass = &pass{metrics: m}
 	w.surveyor = &surveyor{
 		nodeName: "n", config: c, nodes: w.pods, metrics: m, log: logr.Discard(),
 		discover: func() (*cgroup.Tree, error) { return cgroup.OpenFixture(w.dir, cgroup.NewLayout(config.Cgroupfs, "/")) },
@@ -67,19 +70,46 @@ func newWorld(t *testing.T, tree string, objects ...client.Object) *world {
 	if !w.surveyor.survey(t.Context()) {
 		t.Fatal("the fixture is not served")
 	}
+	w.events = events.NewFakeRecorder(100)
+	w.startAgent(t.TempDir())
 	return w
+}
+
+// startAgent makes the reconcilers anew, as an agent that starts does, with what
+// is in a state directory.
+func (w *world) startAgent(state string) {
+	w.Helper()
+	l, err := ledger.Open(state, "boot")
+	if err != nil {
+		w.Fatal(err)
+	}
+	w.Cleanup(func() { _ = l.Close() })
+	m, p, announce := w.surveyor.metrics, &pass{metrics: w.surveyor.metrics}, newAnnouncer(w.events, "n")
+	wr := &writer{ledger: l, metrics: m, contests: newContests(), kubelet: newKubeletFeature(l, m, announce, logr.Discard())}
+	w.pod = &podReconciler{w.pods, w.surveyor, p, m, wr, announce}
+	w.node = &nodeReconciler{w.pods, w.surveyor, p, m, wr}
+}
+
+// announced returns the reasons and notes of the events since it was last asked.
+func (w *world) announced() (all []string) {
+	for {
+		select {
+		case e := <-w.events.Events:
+			all = append(all, e)
+		default:
+			return all
+		}
+	}
 }
 
 func (w *world) reconcilePod(name string) (ctrl.Result, error) {
 	w.Helper()
-	r := &podReconciler{pods: w.pods, surveyor: w.surveyor, pass: w.pass, metrics: w.surveyor.metrics}
-	return r.Reconcile(w.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Namespace: "default", Name: name}})
+	return w.pod.Reconcile(w.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Namespace: "default", Name: name}})
 }
 
 func (w *world) reconcileNode() {
 	w.Helper()
-	r := &nodeReconciler{pods: w.pods, surveyor: w.surveyor, pass: w.pass, metrics: w.surveyor.metrics}
-	if _, err := r.Reconcile(w.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Name: "n"}}); err != nil {
+	if _, err := w.node.Reconcile(w.Context(), ctrl.Request{NamespacedName: client.ObjectKey{Name: "n"}}); err != nil {
 		w.Fatal(err)
 	}
 }
@@ -219,8 +249,12 @@ func TestLimitIsNotLoweredUnderUsage(t *testing.T) {
 		t.Errorf("comes back after %v", result.RequeueAfter)
 	}
 	w.wants(podDir+"/"+idApp, "67108864 127504384 268435456")
-	if got := w.writes(metrics.Deferred); got != 1 {
+	w.mustReconcilePod("p")
+	if got := w.writes(metrics.Deferred); got != 2 {
 		t.Errorf("%d deferred", got)
+	}
+	if got := w.announced(); len(got) != 1 || !strings.Contains(got[0], "MemoryLimitPending container app") {
+		t.Errorf("announced %q, want one MemoryLimitPending of the container", got)
 	}
 	cgrouptest.Write(t, filepath.Join(w.dir, podDir, idApp, "memory.current"), "100000000")
 	w.mustReconcilePod("p")
@@ -277,13 +311,13 @@ func TestOneBadFile(t *testing.T) {
 }
 
 func TestOrdered(t *testing.T) {
-	pod, container := &qos.Cgroup{Cgroup: "pod"}, &qos.Cgroup{Cgroup: "container"}
+	pod, container := &seen{Cgroup: &qos.Cgroup{Cgroup: "pod"}}, &seen{Cgroup: &qos.Cgroup{Cgroup: "container"}}
 	var got []string
 	for _, c := range ordered([]change{
 		{pod, memory.Min, 10, 5}, {pod, memory.Max, 10, 20},
 		{container, memory.Min, 10, 5}, {container, memory.High, memory.Unlimited, 5}, {container, memory.Max, 10, 20},
 	}) {
-		got = append(got, c.cgroup.Cgroup+" "+string(c.file))
+		got = append(got, c.Cgroup.Cgroup+" "+string(c.file))
 	}
 	want := []string{"pod memory.max", "container memory.max", "container memory.min", "pod memory.min", "container memory.high"}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -399,8 +433,12 @@ func TestApplyStops(t *testing.T) {
 	w := newWorld(t, podTree)
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	site := w.surveyor.site.Load()
-	_, err := apply(ctx, logr.Discard(), w.surveyor.metrics, site.tree, []qos.Cgroup{{Cgroup: "kubepods", Values: memory.Values{memory.Min: 4096}}})
+	cgroups, err := look(w.surveyor.site.Load().tree, []qos.Cgroup{{Cgroup: "kubepods", Values: memory.Values{memory.Min: 4096}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeAll(cgroups)
+	_, err = w.pod.writer.apply(ctx, logr.Discard(), cgroups)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}

@@ -2,9 +2,12 @@ package controllers
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -18,37 +21,92 @@ type podReconciler struct {
 	surveyor *surveyor
 	pass     *pass
 	metrics  *metrics.Metrics
+	writer   *writer
+	announce *announcer
 }
 
 func (r *podReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	compared := 0
-	containers := 0
-	defer func() { r.pass.done(req, map[qos.Level]int{qos.LevelPod: compared, qos.LevelContainer: containers}) }()
+	compared := map[qos.Level]int{}
+	defer func() { r.pass.done(req, compared) }()
 
 	var pod corev1.Pod
-	if err := r.pods.Get(ctx, req.NamespacedName, &pod); err != nil {
-		return ctrl.Result{}, client.IgnoreNotFound(err)
+	if err := r.pods.Get(ctx, req.NamespacedName, &pod); apierrors.IsNotFound(err) {
+		r.announce.forget(req.NamespacedName)
+		return ctrl.Result{}, nil
+	} else if err != nil {
+		return ctrl.Result{}, err
 	}
 	site := r.surveyor.site.Load()
 	if site == nil || !qos.Active(&pod) {
 		return ctrl.Result{}, nil
 	}
-	l, err := site.locate(&pod)
+	cgroups, unread, err := r.observe(site, &pod)
+	defer closeAll(cgroups)
 	if err != nil {
 		r.metrics.Skipped("Unlocatable")
 		return ctrl.Result{}, fmt.Errorf("find the cgroups of pod %s: %w", req, err)
 	}
-	for i := range l.cgroups {
-		switch c := &l.cgroups[i]; {
-		case c.Cgroup == "":
-		case c.Level == qos.LevelPod:
-			compared++
-		default:
-			containers++
+	for i := range cgroups {
+		compared[cgroups[i].Level]++
+	}
+	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), cgroups)
+	r.tell(&pod, cgroups, o)
+	return ctrl.Result{RequeueAfter: o.again}, errors.Join(unread, err)
+}
+
+// observe looks at the cgroups of a pod, and takes in what they show of the
+// kubelet. The caller closes them. unread says which could not be read: the rest
+// is there all the same.
+func (r *podReconciler) observe(site *site, pod *corev1.Pod) (cgroups []seen, unread, err error) {
+	l, err := site.locate(pod)
+	if err != nil {
+		return nil, nil, err
+	}
+	cgroups, unread = look(site.tree, l.cgroups)
+	r.writer.kubelet.observePod(site.policy, pod, cgroups, running(pod))
+	return cgroups, unread, nil
+}
+
+// running reports whether every container of a pod runs: its cgroups have then
+// had all that a kubelet gives them.
+func running(pod *corev1.Pod) bool {
+	for i := range pod.Status.ContainerStatuses {
+		if pod.Status.ContainerStatuses[i].State.Running == nil {
+			return false
 		}
 	}
-	again, err := apply(ctx, ctrl.LoggerFrom(ctx), r.metrics, site.tree, l.cgroups)
-	return ctrl.Result{RequeueAfter: again}, err
+	return len(pod.Status.ContainerStatuses) > 0
+}
+
+// tell emits the events of a pod that follow from what was applied.
+func (r *podReconciler) tell(pod *corev1.Pod, cgroups []seen, o outcome) {
+	pending := map[string]change{}
+	for _, c := range o.pending {
+		pending[c.Container] = c
+	}
+	contested := map[string][]string{}
+	for _, c := range o.contested {
+		contested[c.Container] = append(contested[c.Container], fmt.Sprintf("%s is %s, wanted %s", c.file, c.from, c.to))
+	}
+	for i := range cgroups {
+		who := cgroups[i].Container
+		c, waits := pending[who]
+		note := ""
+		if waits {
+			note = fmt.Sprintf("%s: memory.max stays at %s: lowered to %s it would kill what is in use; it is tried again as usage falls", subject(who), c.from, c.to)
+		}
+		r.announce.pod(pod, who, waits, corev1.EventTypeWarning, "MemoryLimitPending", "Lower", note)
+		files := contested[who]
+		note = fmt.Sprintf("%s: somebody else keeps writing, memqos hardly answers any more: %s. See the annotation memqos.io/keep", subject(who), strings.Join(files, "; "))
+		r.announce.pod(pod, who, len(files) > 0, corev1.EventTypeWarning, "MemoryQoSContested", "Repair", note)
+	}
+}
+
+func subject(container string) string {
+	if container == "" {
+		return "pod"
+	}
+	return "container " + container
 }
 
 // nodeReconciler brings kubepods and the QoS classes to what the plan wants.
@@ -57,6 +115,7 @@ type nodeReconciler struct {
 	surveyor *surveyor
 	pass     *pass
 	metrics  *metrics.Metrics
+	writer   *writer
 }
 
 func (r *nodeReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
@@ -67,14 +126,27 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	if site == nil {
 		return ctrl.Result{}, nil
 	}
+	cgroups, unread, err := r.observe(ctx, site)
+	defer closeAll(cgroups)
+	if err != nil {
+		return ctrl.Result{}, err
+	}
+	for i := range cgroups {
+		compared[cgroups[i].Level]++
+	}
+	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), cgroups)
+	r.metrics.ContestedFiles(r.writer.contests.contested())
+	return ctrl.Result{RequeueAfter: o.again}, errors.Join(unread, err)
+}
+
+// observe looks at kubepods and the classes, and takes in what they show of the
+// kubelet. The caller closes them. unread says which could not be read.
+func (r *nodeReconciler) observe(ctx context.Context, site *site) (cgroups []seen, unread, err error) {
 	var pods corev1.PodList
 	if err := r.pods.List(ctx, &pods); err != nil {
-		return ctrl.Result{}, fmt.Errorf("list the node's pods: %w", err)
+		return nil, nil, fmt.Errorf("list the node's pods: %w", err)
 	}
-	wanted := site.locateNode(pods.Items)
-	for i := range wanted {
-		compared[wanted[i].Level]++
-	}
-	again, err := apply(ctx, ctrl.LoggerFrom(ctx), r.metrics, site.tree, wanted)
-	return ctrl.Result{RequeueAfter: again}, err
+	cgroups, unread = look(site.tree, site.locateNode(pods.Items))
+	r.writer.kubelet.observeNode(site.policy, pods.Items, cgroups)
+	return cgroups, unread, nil
 }

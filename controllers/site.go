@@ -56,12 +56,7 @@ func (s *surveyor) survey(ctx context.Context) bool {
 		if errors.As(err, &u) {
 			reason = u.Reason
 		}
-		if s.saidReason != reason {
-			s.log.Info("idle: this node cannot be served yet; looking again from time to time", "reason", reason, "detail", err.Error())
-		}
-		s.saidReason, s.saidRoot = reason, ""
-		s.metrics.Unsupported(reason)
-		s.site.Store(nil)
+		s.unsupported(reason, err)
 		return false
 	}
 	if old := s.site.Load(); old != nil && old.tree.Same(tree) {
@@ -81,6 +76,22 @@ func (s *surveyor) survey(ctx context.Context) bool {
 	s.metrics.Supported(allocatable)
 	s.site.Store(newSite(tree, s.config, allocatable))
 	return true
+}
+
+// The further reasons for which a node is not served.
+const (
+	reasonAnotherAgent      = "AnotherAgent"      // a memqos that runs already has the state directory
+	reasonStateInaccessible = "StateInaccessible" // the state directory cannot be written
+)
+
+// unsupported says once that the node is not served, and why.
+func (s *surveyor) unsupported(reason string, err error) {
+	if s.saidReason != reason {
+		s.log.Info("idle: this node cannot be served yet; looking again from time to time", "reason", reason, "detail", err.Error())
+	}
+	s.saidReason, s.saidRoot = reason, ""
+	s.metrics.Unsupported(reason)
+	s.site.Store(nil)
 }
 
 // nodeAllocatable is node allocatable in bytes, as the kubelet's own MemoryQoS

@@ -13,21 +13,37 @@ type Result string
 
 // The results of a write.
 const (
-	Written  Result = "written"  // the kernel holds the value
-	NotKept  Result = "not_kept" // the kernel showed another value a moment later
-	Gone     Result = "gone"     // the cgroup was removed in the meantime
-	Deferred Result = "deferred" // not tried: memory.max would fall on what is in use
-	Failed   Result = "failed"   // the kernel refused
+	Written   Result = "written"    // the kernel holds the value
+	NotKept   Result = "not_kept"   // the kernel showed another value a moment later
+	Gone      Result = "gone"       // the cgroup was removed in the meantime
+	Deferred  Result = "deferred"   // not tried: memory.max would fall on what is in use
+	BackedOff Result = "backed_off" // not tried yet: somebody else keeps writing the file
+	Contested Result = "contested"  // hardly tried any more: somebody else keeps writing the file
+	Failed    Result = "failed"     // the kernel refused
+)
+
+// Cause says who wrote over a value, as far as the value shows.
+type Cause string
+
+// The causes of a repair.
+const (
+	// Reset is the kernel's default: systemd and a runtime's update leave it.
+	Reset Cause = "reset"
+	// Foreign is any other value.
+	Foreign Cause = "foreign"
 )
 
 var (
-	results = []Result{Written, NotKept, Gone, Deferred, Failed}
+	results = []Result{Written, NotKept, Gone, Deferred, BackedOff, Contested, Failed}
 	levels  = []string{"node", "qos", "pod", "container"}
 )
 
 // Metrics are the series of one agent.
 type Metrics struct {
 	writes        *prometheus.CounterVec
+	repairs       *prometheus.CounterVec
+	kubelet       *prometheus.GaugeVec
+	contested     prometheus.Gauge
 	cgroups       *prometheus.GaugeVec
 	skipped       *prometheus.CounterVec
 	unsupported   *prometheus.GaugeVec
@@ -45,6 +61,18 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 			Name: "memqos_writes_total",
 			Help: "Writes to memory.* files, by the level of the cgroup, the file and what came of it. A node on which nothing changes has none.",
 		}, []string{"level", "file", "result"}),
+		repairs: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "memqos_repairs_total",
+			Help: "Values of memqos that somebody else overwrote and that were put back, by the level of the cgroup, the file and the cause: reset (to the kernel's default, as systemd and a runtime's update do) or foreign.",
+		}, []string{"level", "file", "cause"}),
+		kubelet: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "memqos_file_left_to_kubelet",
+			Help: "1 while the kubelet's own MemoryQoS writes the file and memqos stands down for it, else 0.",
+		}, []string{"file"}),
+		contested: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "memqos_contested_files",
+			Help: "Files that somebody else keeps writing, which are therefore hardly repaired any more.",
+		}),
 		cgroups: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "memqos_cgroups",
 			Help: "Cgroups that were identified and compared in the last full pass, by level.",
@@ -83,13 +111,16 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 		Help: "Always 1; the labels say what is running.",
 	}, []string{"version", "revision", "goversion"})
 	buildInfo.WithLabelValues(version, revision, goVersion).Set(1)
-	reg.MustRegister(m.writes, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
+	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
 
 	// A counter that is not there cannot be told from one that is 0.
 	for _, level := range levels {
 		for _, file := range memory.Files {
 			for _, result := range results {
 				m.writes.WithLabelValues(level, string(file), string(result))
+			}
+			for _, cause := range []Cause{Reset, Foreign} {
+				m.repairs.WithLabelValues(level, string(file), string(cause))
 			}
 		}
 	}
@@ -100,6 +131,23 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 func (m *Metrics) Write(level string, file memory.File, result Result) {
 	m.writes.WithLabelValues(level, string(file), string(result)).Inc()
 }
+
+// Repair counts a value that was put back.
+func (m *Metrics) Repair(level string, file memory.File, cause Cause) {
+	m.repairs.WithLabelValues(level, string(file), string(cause)).Inc()
+}
+
+// LeftToKubelet says whether a file is left to the kubelet's own MemoryQoS.
+func (m *Metrics) LeftToKubelet(file memory.File, left bool) {
+	value := 0.0
+	if left {
+		value = 1
+	}
+	m.kubelet.WithLabelValues(string(file)).Set(value)
+}
+
+// ContestedFiles says how many files are contested.
+func (m *Metrics) ContestedFiles(n int) { m.contested.Set(float64(n)) }
 
 // Skipped counts a pod that was left alone.
 func (m *Metrics) Skipped(reason string) { m.skipped.WithLabelValues(reason).Inc() }

@@ -8,6 +8,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
+	"github.com/memqos/memqos/cgroup"
 	"github.com/memqos/memqos/controllers"
 	"github.com/memqos/memqos/metrics"
 )
@@ -42,6 +43,9 @@ kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
 			o := flags.options(c)
 			o.Log = log
 			o.Metrics = metrics.New(ctrlmetrics.Registry, version, buildRevision(), runtime.Version())
+			if o.Boot, err = cgroup.BootID(); err != nil {
+				return err
+			}
 			mgr, err := controllers.New(api, o)
 			if err != nil {
 				return err
