@@ -1,11 +1,14 @@
 package main
 
 import (
+	"fmt"
 	"runtime"
+	"strings"
 
 	"github.com/spf13/cobra"
 	"k8s.io/klog/v2"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/client"
 	ctrlmetrics "sigs.k8s.io/controller-runtime/pkg/metrics"
 
 	"github.com/memqos/memqos/cgroup"
@@ -15,6 +18,7 @@ import (
 
 func newAgentCommand() *cobra.Command {
 	var flags nodeFlags
+	var daemonSet string
 	cmd := &cobra.Command{
 		Use:   "agent",
 		Short: "Keep the files of this node's cgroups right (what the DaemonSet runs)",
@@ -22,14 +26,18 @@ func newAgentCommand() *cobra.Command {
 memory.max of their cgroups, of the Burstable class and of kubepods at what the
 plan wants. It writes only what differs and only beneath kubepods.
 
-It needs uid 0 and no capability, the host's cgroup2 mount, and the right to list
-and watch pods and to get its Node. On a node that it cannot serve (cgroup v1, a
+It needs uid 0 and no capability, the host's cgroup2 mount, a state directory, and
+the rights of deploy/rbac.yaml. On a node that it cannot serve (cgroup v1, a
 kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
 		Example: `  memqos agent --node-name "$(hostname)" --kubeconfig /etc/memqos/kubeconfig
   memqos agent --config /etc/memqos/config.yaml --cgroup-root /host/sys/fs/cgroup`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			c, err := flags.load()
+			if err != nil {
+				return err
+			}
+			own, err := parseDaemonSet(daemonSet)
 			if err != nil {
 				return err
 			}
@@ -51,9 +59,23 @@ kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
 				return err
 			}
 			log.Info("starting", "version", version, "revision", buildRevision(), "node", flags.nodeName)
-			return mgr.Start(ctrl.SetupSignalHandler())
+			err = mgr.Start(ctrl.SetupSignalHandler())
+			leave(c, api, own, o.Discover, log)
+			return err
 		},
 	}
 	flags.add(cmd)
+	cmd.Flags().StringVar(&daemonSet, "daemonset", "", "NAMESPACE/NAME of the DaemonSet that runs this agent: when it is gone or going, the agent is being uninstalled (see restoreOnExit)")
 	return cmd
+}
+
+func parseDaemonSet(s string) (client.ObjectKey, error) {
+	if s == "" {
+		return client.ObjectKey{}, nil
+	}
+	namespace, name, ok := strings.Cut(s, "/")
+	if !ok || namespace == "" || name == "" || strings.Contains(name, "/") {
+		return client.ObjectKey{}, fmt.Errorf("--daemonset %q: want NAMESPACE/NAME", s)
+	}
+	return client.ObjectKey{Namespace: namespace, Name: name}, nil
 }

@@ -21,21 +21,46 @@ import (
 	"github.com/memqos/memqos/controllers"
 )
 
-// nodeFlags are the flags of the commands that run on a node.
-type nodeFlags struct {
+// treeFlags are the flags of the commands that find the node's tree.
+type treeFlags struct {
 	config       string
-	nodeName     string
-	kubeconfig   string
 	cgroupRoot   string
 	featureGates map[string]bool
 }
 
-func (f *nodeFlags) add(cmd *cobra.Command) {
+func (f *treeFlags) add(cmd *cobra.Command) {
 	fs := cmd.Flags()
 	fs.StringVar(&f.config, "config", "", "file with a MemoryQoSConfiguration; without it every setting has its default")
+	fs.StringVar(&f.cgroupRoot, "cgroup-root", "", "directory at which the host's cgroup2 hierarchy is mounted, for example /host/sys/fs/cgroup; without it the mounts of this process are searched")
+}
+
+// load reads the configuration and lays the flags over it.
+func (f *treeFlags) load() (*config.MemoryQoSConfiguration, error) {
+	return config.Load(f.config, func(c *config.MemoryQoSConfiguration) {
+		if c.FeatureGates == nil {
+			c.FeatureGates = map[string]bool{}
+		}
+		maps.Copy(c.FeatureGates, f.featureGates)
+	})
+}
+
+// discover returns what finds the tree.
+func (f *treeFlags) discover(c *config.MemoryQoSConfiguration) func() (*cgroup.Tree, error) {
+	return func() (*cgroup.Tree, error) { return cgroup.Discover(f.cgroupRoot, c.CgroupRoot, c.CgroupDriver) }
+}
+
+// nodeFlags are the flags of the commands that speak of a node's pods.
+type nodeFlags struct {
+	treeFlags
+	nodeName   string
+	kubeconfig string
+}
+
+func (f *nodeFlags) add(cmd *cobra.Command) {
+	f.treeFlags.add(cmd)
+	fs := cmd.Flags()
 	fs.StringVar(&f.nodeName, "node-name", os.Getenv("NODE_NAME"), "name of the Node object of this machine (default: the environment variable NODE_NAME)")
 	fs.StringVar(&f.kubeconfig, "kubeconfig", "", "file that says how to reach the API server; without it the pod's service account, else $KUBECONFIG or ~/.kube/config")
-	fs.StringVar(&f.cgroupRoot, "cgroup-root", "", "directory at which the host's cgroup2 hierarchy is mounted, for example /host/sys/fs/cgroup; without it the mounts of this process are searched")
 	f.featureGates = map[string]bool{}
 	fs.Var(cliflag.NewMapStringBool(&f.featureGates), "feature-gates", "feature gates that override the configuration, as MemoryQoS=true|false")
 }
@@ -45,12 +70,7 @@ func (f *nodeFlags) load() (*config.MemoryQoSConfiguration, error) {
 	if f.nodeName == "" {
 		return nil, errors.New("the node's name is not known: give --node-name, or set NODE_NAME (in a pod from spec.nodeName)")
 	}
-	return config.Load(f.config, func(c *config.MemoryQoSConfiguration) {
-		if c.FeatureGates == nil {
-			c.FeatureGates = map[string]bool{}
-		}
-		maps.Copy(c.FeatureGates, f.featureGates)
-	})
+	return f.treeFlags.load()
 }
 
 // api returns how to reach the API server.
@@ -77,7 +97,7 @@ func (f *nodeFlags) options(c *config.MemoryQoSConfiguration) controllers.Option
 	return controllers.Options{
 		NodeName: f.nodeName,
 		Config:   c,
-		Discover: func() (*cgroup.Tree, error) { return cgroup.Discover(f.cgroupRoot, c.CgroupRoot, c.CgroupDriver) },
+		Discover: f.discover(c),
 	}
 }
 

@@ -32,6 +32,6 @@ QoS class, as a kubelet of a chosen release would with its feature gate on.
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 	}
-	cmd.AddCommand(newAgentCommand(), newPlanCommand(), newInspectCommand(), newVersionCommand())
+	cmd.AddCommand(newAgentCommand(), newPlanCommand(), newInspectCommand(), newRestoreCommand(), newVersionCommand())
 	return cmd
 }
