@@ -95,6 +95,8 @@ func (a *Agent) Start(ctx context.Context) error {
 		"--property=NoNewPrivileges=yes",
 		"--property=ProtectSystem=strict",
 		"--property=PrivateTmp=yes",
+		"--property=RuntimeDirectory=memqos", // the state, which outlives the agent
+		"--property=RuntimeDirectoryPreserve=yes",
 		"--property=MemoryDenyWriteExecute=yes",
 		"--property=SystemCallArchitectures=native",
 		binaryPath, "agent",

@@ -30,30 +30,14 @@ func read(t *testing.T, manifest string) []byte {
 }
 
 // startNode boots a node with the pods of the conformance manifests running on it,
-// those of further files too. It is stopped, and its logs are kept if the test failed, when the
-// test ends.
+// those of further files too.
 func startNode(t *testing.T, o testnode.Options, manifests ...string) *testnode.Node {
 	t.Helper()
-	o.Log = t.Output()
 	o.StaticPods = map[string][]byte{
 		"static-burstable.yaml":  read(t, "static-burstable.yaml"),
 		"static-guaranteed.yaml": read(t, "static-guaranteed.yaml"),
 	}
-	node, err := testnode.Start(t.Context(), o)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-			defer cancel()
-			dir, err := node.CollectLogs(ctx)
-			t.Logf("logs of the node are in %s (%v)", dir, err)
-		}
-		if err := node.Stop(); err != nil {
-			t.Error(err)
-		}
-	})
+	node := bareNode(t, o)
 	start := time.Now()
 	for _, name := range append([]string{"pods.yaml"}, manifests...) {
 		apply(t, node, read(t, name))
@@ -70,6 +54,29 @@ func startNode(t *testing.T, o testnode.Options, manifests ...string) *testnode.
 		return nil
 	})
 	t.Logf("pods running after %.0fs", time.Since(start).Seconds())
+	return node
+}
+
+// bareNode boots a node. It is stopped, and its logs are kept if the test failed,
+// when the test ends.
+func bareNode(t *testing.T, o testnode.Options) *testnode.Node {
+	t.Helper()
+	o.Log = t.Output()
+	node, err := testnode.Start(t.Context(), o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+			defer cancel()
+			dir, err := node.CollectLogs(ctx)
+			t.Logf("logs of the node are in %s (%v)", dir, err)
+		}
+		if err := node.Stop(); err != nil {
+			t.Error(err)
+		}
+	})
 	return node
 }
 
@@ -118,6 +125,28 @@ func clientset(t *testing.T, node *testnode.Node) kubernetes.Interface {
 		t.Fatal(err)
 	}
 	return c
+}
+
+// wantEvent waits for an event about an object.
+func wantEvent(t *testing.T, node *testnode.Node, kind, name, reason string) {
+	t.Helper()
+	eventually(t, "an event "+reason+" on "+kind+" "+name, func() error {
+		list, err := clientset(t, node).CoreV1().Events("").List(t.Context(), metav1.ListOptions{})
+		if err != nil {
+			return err
+		}
+		var have []string
+		for _, e := range list.Items {
+			if e.InvolvedObject.Kind == kind && e.InvolvedObject.Name == name {
+				if e.Reason == reason {
+					t.Logf("event %s: %s", reason, e.Message)
+					return nil
+				}
+				have = append(have, e.Reason)
+			}
+		}
+		return fmt.Errorf("it has %s", strings.Join(have, ", "))
+	})
 }
 
 func listPods(t *testing.T, node *testnode.Node) []corev1.Pod {
