@@ -84,7 +84,7 @@ rules:
   stallGuard: Disabled
 - {name: rest, match: {}, exclude: true}
 stallGuard: {enabled: false, stallShare: 0.5, window: 20s, hold: 1m}
-rails: {systemReserve: 1Gi, guaranteedReclaimMargin: 0.05}
+rails: {systemReserve: 1Gi, reclaimMargin: 0.05}
 restoreOnExit: Keep
 cgroupRoot: /kubelet
 cgroupDriver: cgroupfs
@@ -227,7 +227,7 @@ func TestDecodeErrors(t *testing.T) {
 		{"stall window", header + "stallGuard: {window: 10ms}\n", `stallGuard.window: Invalid value: "10ms": must be from 1s to 5m`},
 		{"stall hold", header + "stallGuard: {hold: 9s}\n", `stallGuard.hold: Invalid value: "9s": must not be shorter than window, 10s`},
 		{"reserve", header + "rails: {systemReserve: -1Gi}\n", `rails.systemReserve: Invalid value: "-1Gi"`},
-		{"margin", header + "rails: {guaranteedReclaimMargin: 1}\n", "rails.guaranteedReclaimMargin: Invalid value: 1"},
+		{"margin", header + "rails: {reclaimMargin: 1}\n", "rails.reclaimMargin: Invalid value: 1"},
 		{"bundle without id", header + "bundlePaths: [/run/config.json]\n", `bundlePaths[0]: Invalid value: "/run/config.json": must be a clean absolute path with "<id>" in it once`},
 		{"bundle with two ids", header + "bundlePaths: [/run/<id>/<id>]\n", "bundlePaths[0]: Invalid value"},
 		{"relative bundle", header + "bundlePaths: [run/<id>]\n", "bundlePaths[0]: Invalid value"},
@@ -289,7 +289,7 @@ func FuzzDecode(f *testing.F) {
 	f.Add([]byte(header))
 	f.Add([]byte(header + "memoryThrottlingFactor: 0.5\nfeatureGates: {MemoryQoS: false}\n"))
 	f.Add([]byte(header + "emulationVersion: '1.37'\nmemoryReservationPolicy: None\n"))
-	f.Add([]byte(header + "mode: DryRun\nbundlePaths: []\nrails: {systemReserve: 1.5Gi, guaranteedReclaimMargin: 0.05}\nstallGuard: {enabled: false, window: 5s}\n"))
+	f.Add([]byte(header + "mode: DryRun\nbundlePaths: []\nrails: {systemReserve: 1.5Gi, reclaimMargin: 0.05}\nstallGuard: {enabled: false, window: 5s}\n"))
 	f.Add([]byte(header + full))
 	f.Add([]byte(header + "emulationVersion: 1.30\nlogging: {verbosity: 3}\n"))
 	f.Fuzz(func(t *testing.T, data []byte) {

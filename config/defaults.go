@@ -42,8 +42,8 @@ func SetDefaults(c *MemoryQoSConfiguration) {
 	if c.Rails.SystemReserve == nil {
 		c.Rails.SystemReserve = resource.NewQuantity(100<<20, resource.BinarySI)
 	}
-	if c.Rails.GuaranteedReclaimMargin == nil {
-		c.Rails.GuaranteedReclaimMargin = new(0.0)
+	if c.Rails.ReclaimMargin == nil {
+		c.Rails.ReclaimMargin = new(0.0)
 	}
 	if c.RestoreOnExit == "" {
 		c.RestoreOnExit = RestoreAuto

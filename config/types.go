@@ -208,12 +208,12 @@ type Rails struct {
 	// behaviour.
 	SystemReserve *resource.Quantity `json:"systemReserve,omitempty"`
 
-	// GuaranteedReclaimMargin is the share of a container's or pod's memory.max
+	// ReclaimMargin is the share of a container's or pod's memory.max
 	// that its memory.min leaves unprotected, from 0 up to, not including, 1. Where
 	// memory.min is memory.max, as in Guaranteed pods, the page cache of a
 	// container cannot be reclaimed for its pod (kubernetes#126485). Default: 0,
 	// the kubelet's behaviour.
-	GuaranteedReclaimMargin *float64 `json:"guaranteedReclaimMargin,omitempty"`
+	ReclaimMargin *float64 `json:"reclaimMargin,omitempty"`
 }
 
 // Mode says whether memqos writes.
@@ -334,7 +334,7 @@ func (c *MemoryQoSConfiguration) DeepCopy() *MemoryQoSConfiguration {
 	if q := c.Rails.SystemReserve; q != nil {
 		out.Rails.SystemReserve = new(q.DeepCopy())
 	}
-	out.Rails.GuaranteedReclaimMargin = clone(c.Rails.GuaranteedReclaimMargin)
+	out.Rails.ReclaimMargin = clone(c.Rails.ReclaimMargin)
 	out.BundlePaths = slices.Clone(c.BundlePaths)
 	return &out
 }

@@ -105,8 +105,8 @@ func validateRails(r *Rails, at *field.Path) field.ErrorList {
 	if q := r.SystemReserve; q != nil && q.Sign() < 0 {
 		errs = append(errs, field.Invalid(at.Child("systemReserve"), q.String(), "must not be negative; 0 is none"))
 	}
-	if f := r.GuaranteedReclaimMargin; f != nil && !(*f >= 0 && *f < 1) {
-		errs = append(errs, field.Invalid(at.Child("guaranteedReclaimMargin"), *f, "must be at least 0 and less than 1, such as 0.05"))
+	if f := r.ReclaimMargin; f != nil && !(*f >= 0 && *f < 1) {
+		errs = append(errs, field.Invalid(at.Child("reclaimMargin"), *f, "must be at least 0 and less than 1, such as 0.05"))
 	}
 	return errs
 }

@@ -2,6 +2,7 @@ package controllers
 
 import (
 	"net/http"
+	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/meta"
@@ -13,6 +14,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/memqos/memqos/cgroup"
+	"github.com/memqos/memqos/qos"
 )
 
 // newScheme returns a scheme of the core group alone: all that memqos speaks.
@@ -58,13 +60,16 @@ func stripPod(in any) (any, error) {
 			UID:               pod.UID,
 			ResourceVersion:   pod.ResourceVersion,
 			DeletionTimestamp: pod.DeletionTimestamp,
+			// All of them: a rule of a later configuration may ask for any.
+			Labels: pod.Labels,
 		},
 		Spec: corev1.PodSpec{
-			NodeName:       pod.Spec.NodeName,
-			Overhead:       pod.Spec.Overhead,
-			Resources:      pod.Spec.Resources,
-			InitContainers: stripContainers(pod.Spec.InitContainers),
-			Containers:     stripContainers(pod.Spec.Containers),
+			NodeName:          pod.Spec.NodeName,
+			PriorityClassName: pod.Spec.PriorityClassName,
+			Overhead:          pod.Spec.Overhead,
+			Resources:         pod.Spec.Resources,
+			InitContainers:    stripContainers(pod.Spec.InitContainers),
+			Containers:        stripContainers(pod.Spec.Containers),
 		},
 		Status: corev1.PodStatus{
 			Phase:                      pod.Status.Phase,
@@ -75,13 +80,14 @@ func stripPod(in any) (any, error) {
 			EphemeralContainerStatuses: stripStatuses(pod.Status.EphemeralContainerStatuses),
 		},
 	}
-	for _, key := range []string{cgroup.AnnotationConfigMirror, cgroup.AnnotationConfigHash} {
-		if v, ok := pod.Annotations[key]; ok {
-			if out.Annotations == nil {
-				out.Annotations = map[string]string{}
-			}
-			out.Annotations[key] = v
+	for key, v := range pod.Annotations {
+		if key != cgroup.AnnotationConfigMirror && key != cgroup.AnnotationConfigHash && !strings.HasPrefix(key, qos.AnnotationPrefix) {
+			continue
 		}
+		if out.Annotations == nil {
+			out.Annotations = map[string]string{}
+		}
+		out.Annotations[key] = v
 	}
 	for i := range pod.Spec.EphemeralContainers {
 		c := &pod.Spec.EphemeralContainers[i]

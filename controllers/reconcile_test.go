@@ -447,7 +447,8 @@ func TestApplyStops(t *testing.T) {
 
 func TestStripPod(t *testing.T) {
 	full := burstable("p", "64Mi", "128Mi")
-	full.Annotations = map[string]string{cgroup.AnnotationConfigHash: "h", cgroup.AnnotationConfigMirror: "h", "secret": "x"}
+	full.Annotations = map[string]string{cgroup.AnnotationConfigHash: "h", cgroup.AnnotationConfigMirror: "h", "secret": "x", qos.AnnotationFactor: "0.5"}
+	full.Labels, full.Spec.PriorityClassName = map[string]string{"app": "web"}, "low"
 	full.Spec.Containers[0].Env = []corev1.EnvVar{{Name: "PASSWORD", Value: "x"}}
 	full.Spec.EphemeralContainers = []corev1.EphemeralContainer{{EphemeralContainerCommon: corev1.EphemeralContainerCommon{Name: "debug", Image: "i"}}}
 	// A resize of a container and of a pod-level limit, both waiting.
@@ -476,6 +477,9 @@ func TestStripPod(t *testing.T) {
 	if got, want := p.Pod(stripped).Values.String(), "memory.min=33554432"; got != want {
 		t.Errorf("a waiting resize is carried out: got %s, want %s", got, want)
 	}
+	if diff := cmp.Diff(full.Labels, stripped.Labels); diff != "" || stripped.Spec.PriorityClassName != "low" || stripped.Annotations[qos.AnnotationFactor] != "0.5" {
+		t.Errorf("rules and annotations lose what they go by: %+v", stripped)
+	}
 	before, beforeMirror := cgroup.PodUID(full)
 	after, afterMirror := cgroup.PodUID(stripped)
 	if before != after || beforeMirror != afterMirror || !cmp.Equal(cgroup.ContainerIDs(full), cgroup.ContainerIDs(stripped)) {
@@ -487,6 +491,7 @@ func TestStripPod(t *testing.T) {
 func TestStripPodKeepsThePlan(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		c := &config.MemoryQoSConfiguration{EmulationVersion: rapid.SampledFrom(config.EmulationVersions()).Draw(t, "version")}
+		c.Rules = qostest.Rules(c.EmulationVersion.HasReservationPolicy()).Draw(t, "rules")
 		config.SetDefaults(c)
 		p := qos.NewPolicy(c, qos.Node{Allocatable: 8 << 30, PageSize: 4096})
 		pods := qostest.Pods().Draw(t, "pods")
@@ -497,6 +502,11 @@ func TestStripPodKeepsThePlan(t *testing.T) {
 				t.Fatal(err)
 			}
 			stripped[i] = *out.(*corev1.Pod)
+			before, beforeErrs := p.For(&pods[i])
+			after, afterErrs := p.For(&stripped[i])
+			if diff := cmp.Diff(before, after) + cmp.Diff(beforeErrs, afterErrs); diff != "" {
+				t.Errorf("what applies to the pod changed (-full +stripped):\n%s", diff)
+			}
 		}
 		if diff := cmp.Diff(p.PlanFor(pods), p.PlanFor(stripped)); diff != "" {
 			t.Errorf("the plan changed (-full +stripped):\n%s", diff)

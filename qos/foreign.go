@@ -54,12 +54,13 @@ func (p Policy) ThrottlingsOf(pod *corev1.Pod, container string, high memory.Val
 	if top == 0 {
 		return nil
 	}
+	planner := podPlanner{Policy: p}
 	var out []Throttling
 	for _, release := range releases[:2] {
 		for hundredths := 1; hundredths <= 100; hundredths++ {
-			p.factor = float64(hundredths) / 100
-			if v, _ := release.high(p, request, top, ""); p.bytes(v) == high {
-				out = append(out, Throttling{release.minor, p.factor})
+			planner.ThrottlingFactor.Value = float64(hundredths) / 100
+			if v, _ := release.high(planner, request, top, ""); p.bytes(v) == high {
+				out = append(out, Throttling{release.minor, planner.ThrottlingFactor.Value})
 			}
 		}
 	}

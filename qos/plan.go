@@ -42,6 +42,14 @@ func (c *Cgroup) set(file memory.File, v memory.Value, reason string) {
 	c.Values[file], c.Reason[file] = v, reason
 }
 
+// leave takes a file out of the plan.
+func (c *Cgroup) leave(file memory.File, why string) {
+	if _, ok := c.Values[file]; ok {
+		delete(c.Values, file)
+		c.Reason[file] = "left alone: " + why
+	}
+}
+
 // Plan is what is wanted of every cgroup of a node.
 type Plan struct {
 	metav1.TypeMeta `json:",inline"`
@@ -58,8 +66,9 @@ func (p Policy) PlanFor(pods []corev1.Pod) Plan {
 	}
 	for i := range pods {
 		if Active(&pods[i]) {
-			plan.Cgroups = append(plan.Cgroups, p.Pod(&pods[i]))
-			plan.Cgroups = append(plan.Cgroups, p.Containers(&pods[i])...)
+			planner := p.planner(&pods[i])
+			plan.Cgroups = append(plan.Cgroups, planner.podCgroup())
+			plan.Cgroups = append(plan.Cgroups, planner.containerCgroups()...)
 		}
 	}
 	return plan

@@ -19,27 +19,59 @@ type Node struct {
 	// (the kubelet's GetNodeAllocatableAbsolute). 0 is unknown: memory.high of a
 	// container without a limit is then left alone.
 	Allocatable int64
+	// Capacity is the memory of the machine in bytes. 0 is unknown: nothing is then
+	// held back for the system.
+	Capacity int64
 	// PageSize is the kernel's page size in bytes.
 	PageSize int64
 }
 
-// Policy is the MemoryQoS of one Kubernetes release on one node.
+// Policy is the MemoryQoS of one Kubernetes release on one node, with what the
+// configuration and the pods say otherwise.
 type Policy struct {
 	node    Node
-	factor  float64
 	release release
-	// reserve: requests are protected. Only from 1.36 can they not be.
-	reserve bool
+	// standard applies to the pods of which nothing else is said.
+	standard PodPolicy
+	rules    []rule
+	// systemReserve is what the sums leave of the node's capacity, in bytes.
+	systemReserve int64
+	// reclaimMargin is the share of memory.max that memory.min leaves.
+	reclaimMargin float64
 }
 
 // NewPolicy returns the policy that a defaulted, valid configuration asks for.
+// The configuration must not change afterwards.
 func NewPolicy(c *config.MemoryQoSConfiguration, node Node) Policy {
 	return Policy{
 		node:    node,
-		factor:  *c.MemoryThrottlingFactor,
 		release: releaseOf(c.EmulationVersion),
-		reserve: c.MemoryReservationPolicy != config.NoReservation,
+		standard: PodPolicy{
+			ThrottlingFactor: Setting[float64]{Value: *c.MemoryThrottlingFactor},
+			MemoryHigh:       Setting[bool]{Value: true},
+			Reserve:          Setting[bool]{Value: c.MemoryReservationPolicy != config.NoReservation},
+			StallGuard:       Setting[bool]{Value: *c.StallGuard.Enabled},
+		},
+		rules:         rulesOf(c),
+		systemReserve: quantityBytes(c.Rails.SystemReserve),
+		reclaimMargin: *c.Rails.ReclaimMargin,
 	}
+}
+
+// podPlanner plans the cgroups of one pod.
+type podPlanner struct {
+	Policy
+	PodPolicy
+	// pod has the memory that its cgroups have been given; see actuated.
+	pod      *corev1.Pod
+	resizing bool
+}
+
+func (p Policy) planner(pod *corev1.Pod) podPlanner {
+	out := podPlanner{Policy: p}
+	out.PodPolicy, _ = p.For(pod)
+	out.pod, out.resizing = p.actuated(pod)
+	return out
 }
 
 // Node returns what is wanted of kubepods and of the Burstable class: the sums
@@ -49,77 +81,106 @@ func NewPolicy(c *config.MemoryQoSConfiguration, node Node) Policy {
 //
 // The sums follow the spec, also where an in-place resize is waiting: so do the
 // kubelet's (GetActivePods and not getAllocatedPods feeds them).
+//
+// A pod that is excluded, or whose requests are not protected, is not in the
+// sums. Nothing beneath would claim its share, and where cgroup2 is mounted with
+// memory_recursiveprot, as systemd does, the kernel would hand it to the others.
 func (p Policy) Node(pods []corev1.Pod) []Cgroup {
 	var guaranteed, burstable int64
-	var guaranteedPods, burstablePods int
+	var guaranteedPods, burstablePods, excluded, unreserved int
 	for i := range pods {
 		pod := &pods[i]
-		if !Active(pod) {
+		class := Class(pod)
+		if !Active(pod) || class == corev1.PodQOSBestEffort {
 			continue
 		}
-		switch Class(pod) {
-		case corev1.PodQOSGuaranteed:
+		switch applies, _ := p.For(pod); {
+		case applies.Excluded.Value:
+			excluded++
+		case p.release.tiered && !applies.Reserve.Value:
+			unreserved++
+		case class == corev1.PodQOSGuaranteed:
 			guaranteed = add(guaranteed, podRequest(pod))
 			guaranteedPods++
-		case corev1.PodQOSBurstable:
+		default:
 			burstable = add(burstable, podRequest(pod))
 			burstablePods++
 		}
 	}
-	both := fmt.Sprintf("sum of the requests of %d Guaranteed and %d Burstable pods", guaranteedPods, burstablePods)
-	ofBurstable := fmt.Sprintf("sum of the requests of %d Burstable pods", burstablePods)
+	without := ""
+	if excluded > 0 {
+		without += fmt.Sprintf("; %d excluded", excluded)
+	}
+	if unreserved > 0 {
+		without += fmt.Sprintf("; %d with memoryReservationPolicy None", unreserved)
+	}
+	both := fmt.Sprintf("sum of the requests of %d Guaranteed and %d Burstable pods", guaranteedPods, burstablePods) + without
+	ofBurstable := fmt.Sprintf("sum of the requests of %d Burstable pods", burstablePods) + without
 
 	kubepods := Cgroup{Level: LevelNode}
 	class := Cgroup{Level: LevelQOS, QOSClass: corev1.PodQOSBurstable}
 	switch {
 	case !p.release.tiered:
-		kubepods.set(memory.Min, p.bytes(add(guaranteed, burstable)), both)
-		class.set(memory.Min, p.bytes(burstable), ofBurstable)
-	case !p.reserve:
-		p.reserveNothing(&kubepods)
-		p.reserveNothing(&class)
+		p.sum(&kubepods, memory.Min, add(guaranteed, burstable), both)
+		p.sum(&class, memory.Min, burstable, ofBurstable)
+	case !p.standard.Reserve.Value && guaranteedPods+burstablePods == 0:
+		reserveNothing(&kubepods, noReservation)
+		reserveNothing(&class, noReservation)
 	default:
-		kubepods.set(memory.Min, p.bytes(add(guaranteed, burstable)), both)
+		p.sum(&kubepods, memory.Min, add(guaranteed, burstable), both)
 		if p.release.rootLow {
-			kubepods.set(memory.Low, p.bytes(burstable), ofBurstable)
+			p.sum(&kubepods, memory.Low, burstable, ofBurstable)
 		} else {
 			kubepods.set(memory.Low, 0, "this release sets none at kubepods")
 		}
 		class.set(memory.Min, 0, lowInstead)
-		class.set(memory.Low, p.bytes(burstable), ofBurstable)
+		p.sum(&class, memory.Low, burstable, ofBurstable)
 	}
 	return []Cgroup{kubepods, class}
 }
 
-// Pod returns what is wanted of the cgroup of a pod.
+// sum sets a sum over pods, as far as it leaves the system its reserve.
+func (p Policy) sum(c *Cgroup, file memory.File, n int64, reason string) {
+	if p.node.Capacity > 0 && p.systemReserve > 0 {
+		if top := max(p.node.Capacity-p.systemReserve, 0); n > top {
+			n, reason = top, fmt.Sprintf("node capacity %s - rails.systemReserve %s; without this rail %s, the %s",
+				human(p.node.Capacity), human(p.systemReserve), human(n), reason)
+		}
+	}
+	c.set(file, p.bytes(n), reason)
+}
+
+// Pod returns what is wanted of the cgroup of a pod. That of an excluded pod has
+// reasons and no values, and so have its containers.
 func (p Policy) Pod(pod *corev1.Pod) Cgroup {
-	pod, resizing := p.actuated(pod)
-	c := podCgroup(pod, LevelPod)
-	request := podRequest(pod)
+	return p.planner(pod).podCgroup()
+}
+
+func (p podPlanner) podCgroup() Cgroup {
+	c := cgroupOf(p.pod, LevelPod)
+	request := podRequest(p.pod)
 	overhead := ""
-	if pod.Spec.Overhead.Memory().Sign() > 0 {
+	if p.pod.Spec.Overhead.Memory().Sign() > 0 {
 		overhead = ", overhead included"
 	}
 	p.protect(&c, request, "the pod's effective request "+human(request)+overhead)
-	limit, limited := podLimit(pod)
+	limit, limited := podLimit(p.pod)
 	if p.release.podHigh {
-		p.podHigh(&c, pod, request, limit)
+		p.podHigh(&c, request, limit)
 	}
 	if limited {
 		c.set(memory.Max, p.bytes(limit), "the pod's effective limit "+human(limit)+overhead)
 	}
-	if resizing {
-		c.leaveMax()
-	}
+	p.finish(&c)
 	return c
 }
 
 // podHigh sets memory.high of the cgroup of a pod. It has one if it has
 // pod-level resources, of whatever kind, and a memory limit, be it the sum of
 // the containers'.
-func (p Policy) podHigh(c *Cgroup, pod *corev1.Pod, request, limit int64) {
+func (p podPlanner) podHigh(c *Cgroup, request, limit int64) {
 	switch {
-	case !resourcehelper.IsPodLevelResourcesSet(pod):
+	case !resourcehelper.IsPodLevelResourcesSet(p.pod):
 		c.set(memory.High, memory.Unlimited, "no pod-level resources: memory.high is the containers'")
 	case limit == 0:
 		c.set(memory.High, memory.Unlimited, "the pod has no memory limit")
@@ -135,29 +196,32 @@ func (p Policy) podHigh(c *Cgroup, pod *corev1.Pod, request, limit int64) {
 // ephemeral ones. The sandbox (pause container) is not among them: it gets
 // nothing.
 func (p Policy) Containers(pod *corev1.Pod) []Cgroup {
-	pod, resizing := p.actuated(pod)
-	out := make([]Cgroup, 0, len(pod.Spec.InitContainers)+len(pod.Spec.Containers)+len(pod.Spec.EphemeralContainers))
-	for i := range pod.Spec.InitContainers {
-		out = append(out, p.container(pod, pod.Spec.InitContainers[i].Name, &pod.Spec.InitContainers[i].Resources))
+	return p.planner(pod).containerCgroups()
+}
+
+func (p podPlanner) containerCgroups() []Cgroup {
+	spec := &p.pod.Spec
+	out := make([]Cgroup, 0, len(spec.InitContainers)+len(spec.Containers)+len(spec.EphemeralContainers))
+	for i := range spec.InitContainers {
+		out = append(out, p.container(spec.InitContainers[i].Name, &spec.InitContainers[i].Resources))
 	}
-	for i := range pod.Spec.Containers {
-		out = append(out, p.container(pod, pod.Spec.Containers[i].Name, &pod.Spec.Containers[i].Resources))
+	for i := range spec.Containers {
+		out = append(out, p.container(spec.Containers[i].Name, &spec.Containers[i].Resources))
 	}
-	for i := range pod.Spec.EphemeralContainers {
-		out = append(out, p.container(pod, pod.Spec.EphemeralContainers[i].Name, &pod.Spec.EphemeralContainers[i].Resources))
-	}
-	if resizing {
-		for i := range out {
-			out[i].leaveMax()
-		}
+	for i := range spec.EphemeralContainers {
+		out = append(out, p.container(spec.EphemeralContainers[i].Name, &spec.EphemeralContainers[i].Resources))
 	}
 	return out
 }
 
-func (p Policy) container(pod *corev1.Pod, name string, r *corev1.ResourceRequirements) Cgroup {
-	c := podCgroup(pod, LevelContainer)
+// AllocatableUnknown is the reason of a memory.high that could be told if
+// Node.Allocatable were known.
+const AllocatableUnknown = "left alone: no limit, and node allocatable is not known"
+
+func (p podPlanner) container(name string, r *corev1.ResourceRequirements) Cgroup {
+	c := cgroupOf(p.pod, LevelContainer)
 	c.Container = name
-	m := containerMemory{request: quantityBytes(r.Requests.Memory()), limit: quantityBytes(r.Limits.Memory()), podLimit: podLevelLimit(pod)}
+	m := containerMemory{request: quantityBytes(r.Requests.Memory()), limit: quantityBytes(r.Limits.Memory()), podLimit: podLevelLimit(p.pod)}
 
 	if m.request > 0 {
 		p.protect(&c, m.request, "request "+human(m.request))
@@ -170,8 +234,8 @@ func (p Policy) container(pod *corev1.Pod, name string, r *corev1.ResourceRequir
 		c.set(memory.High, memory.Unlimited, why)
 	case m.limit > 0:
 		p.throttle(&c, m.request, m.limit, "limit")
-	case p.node.Allocatable == 0:
-		c.Reason[memory.High] = "left alone: no limit, and node allocatable is not known"
+	case p.node.Allocatable == 0 && p.MemoryHigh.Value:
+		c.Reason[memory.High] = AllocatableUnknown
 	default:
 		p.throttle(&c, m.request, p.node.Allocatable, "node allocatable")
 	}
@@ -182,19 +246,52 @@ func (p Policy) container(pod *corev1.Pod, name string, r *corev1.ResourceRequir
 	case m.podLimit > 0:
 		c.set(memory.Max, p.bytes(m.podLimit), "no limit of its own: the pod-level limit "+human(m.podLimit))
 	}
+	p.finish(&c)
 	return c
+}
+
+// finish applies to a cgroup of a pod what does not depend on its level.
+func (p podPlanner) finish(c *Cgroup) {
+	p.leaveReclaimable(c)
+	if p.resizing {
+		c.leaveMax()
+	}
+	for _, file := range p.Keep {
+		c.leave(file, "annotation "+AnnotationKeep)
+	}
+	if p.Excluded.Value {
+		clear(c.Values)
+		for file := range c.Reason {
+			c.Reason[file] = "left alone: excluded by " + p.Excluded.By
+		}
+	}
+}
+
+// leaveReclaimable lowers a memory.min that would leave too little of memory.max
+// for the kernel to reclaim from.
+func (p Policy) leaveReclaimable(c *Cgroup) {
+	limit, limited := c.Values[memory.Max]
+	if p.reclaimMargin == 0 || !limited || limit == memory.Unlimited {
+		return
+	}
+	if top := p.bytes(int64(float64(limit) * (1 - p.reclaimMargin))); c.Values[memory.Min] > top {
+		c.set(memory.Min, top, fmt.Sprintf("%s: leaves rails.reclaimMargin %v of memory.max", c.Reason[memory.Min], p.reclaimMargin))
+	}
 }
 
 // lowInstead is why a memory.min is 0 where memory.low protects.
 const lowInstead = "not Guaranteed: memory.low protects"
 
+// noReservation is why nothing is protected where the configuration says so.
+const noReservation = "memoryReservationPolicy is None"
+
 // protect sets what protects the request of a pod or container.
-func (p Policy) protect(c *Cgroup, request int64, reason string) {
+func (p podPlanner) protect(c *Cgroup, request int64, reason string) {
 	switch {
 	case !p.release.tiered:
 		c.set(memory.Min, p.bytes(request), reason)
-	case !p.reserve:
-		p.reserveNothing(c)
+	case !p.Reserve.Value:
+		reserveNothing(c, noReservation+of(p.Reserve.By))
 	case request == 0:
 		c.set(memory.Min, 0, reason)
 		c.set(memory.Low, 0, reason)
@@ -207,15 +304,20 @@ func (p Policy) protect(c *Cgroup, request int64, reason string) {
 	}
 }
 
-func (p Policy) reserveNothing(c *Cgroup) {
+func reserveNothing(c *Cgroup, why string) {
 	for _, file := range []memory.File{memory.Min, memory.Low} {
-		c.set(file, 0, "memoryReservationPolicy is None")
+		c.set(file, 0, why)
 	}
 }
 
 // throttle sets memory.high between a request and top.
-func (p Policy) throttle(c *Cgroup, request, top int64, topName string) {
+func (p podPlanner) throttle(c *Cgroup, request, top int64, topName string) {
+	if !p.MemoryHigh.Value {
+		c.set(memory.High, memory.Unlimited, "turned off by "+p.MemoryHigh.By)
+		return
+	}
 	high, how := p.release.high(p, request, top, topName)
+	how += of(p.ThrottlingFactor.By)
 	if high == 0 || high <= request {
 		c.set(memory.High, memory.Unlimited, fmt.Sprintf("%s = %s is not above the request", how, human(high)))
 		return
@@ -223,10 +325,18 @@ func (p Policy) throttle(c *Cgroup, request, top int64, topName string) {
 	c.set(memory.High, p.bytes(high), how)
 }
 
+// of names who decided, where it was not the configuration as a whole.
+func of(by string) string {
+	if by == "" {
+		return ""
+	}
+	return " (" + by + ")"
+}
+
 // bytes is n as the kernel will read it back.
 func (p Policy) bytes(n int64) memory.Value { return memory.Bytes(n, p.node.PageSize) }
 
-func podCgroup(pod *corev1.Pod, level Level) Cgroup {
+func cgroupOf(pod *corev1.Pod, level Level) Cgroup {
 	return Cgroup{Level: level, QOSClass: Class(pod), Namespace: pod.Namespace, Pod: pod.Name, UID: string(pod.UID)}
 }
 

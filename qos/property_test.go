@@ -20,12 +20,15 @@ func anyPolicy(t *rapid.T) Policy {
 	}
 	factor := rapid.Float64Range(0.001, 1).Draw(t, "factor")
 	c.MemoryThrottlingFactor = &factor
+	c.Rules = qostest.Rules(c.EmulationVersion.HasReservationPolicy()).Draw(t, "rules")
+	c.Rails.ReclaimMargin = new(rapid.SampledFrom([]float64{0, 0.05}).Draw(t, "margin"))
 	config.SetDefaults(c)
 	if errs := config.Validate(c); len(errs) > 0 {
 		t.Fatal(errs.ToAggregate())
 	}
 	return NewPolicy(c, Node{
 		Allocatable: rapid.SampledFrom([]int64{0, 1 << 30, 34359738367}).Draw(t, "allocatable"),
+		Capacity:    rapid.SampledFrom([]int64{0, 0, 1 << 30}).Draw(t, "capacity"),
 		PageSize:    rapid.SampledFrom([]int64{1, 4096, 65536}).Draw(t, "page"),
 	})
 }
@@ -85,11 +88,12 @@ func inherits(pod *corev1.Pod, name string) bool {
 	return true
 }
 
-// The sums at the top are those of the pods beneath, to the page that each pod
-// is floored by.
+// Without a rail that binds, the sums at the top are those of the pods beneath,
+// to the page that each pod is floored by.
 func TestSumsAddUp(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		p, pods := anyPolicy(t), defaulted(qostest.Pods().Draw(t, "pods"))
+		p.node.Capacity, p.reclaimMargin = 0, 0
 		for i := range pods { // sums follow the spec: no resize
 			pods[i].Status.ContainerStatuses, pods[i].Status.InitContainerStatuses, pods[i].Status.Resources = nil, nil, nil
 		}

@@ -80,11 +80,11 @@ func whereGuaranteedOrInPod(m containerMemory) string {
 
 // highFormula computes memory.high, in bytes, from a request and top: the limit,
 // or what stands in for one. how is the formula in words.
-type highFormula func(p Policy, request, top int64, topName string) (high int64, how string)
+type highFormula func(p podPlanner, request, top int64, topName string) (high int64, how string)
 
 // highOfLimit is the formula of 1.22 to 1.26.
-func highOfLimit(p Policy, _, top int64, topName string) (int64, string) {
-	return int64(float64(top) * p.factor),
+func highOfLimit(p podPlanner, _, top int64, topName string) (int64, string) {
+	return int64(float64(top) * p.ThrottlingFactor.Value),
 		fmt.Sprintf("%s x %s %s", p.factorText(), topName, human(top))
 }
 
@@ -93,10 +93,12 @@ func highOfLimit(p Policy, _, top int64, topName string) (int64, string) {
 // The operations are in the kubelet's order and the product is not converted:
 // where the compiler fuses multiplication and addition (arm64), it does so in
 // the kubelet too, and the results stay the same to the last bit.
-func highBetweenRequestAndLimit(p Policy, request, top int64, topName string) (int64, string) {
+func highBetweenRequestAndLimit(p podPlanner, request, top int64, topName string) (int64, string) {
 	high := int64(math.Floor(
-		float64(request)+(float64(top)-float64(request))*p.factor)/float64(p.node.PageSize)) * p.node.PageSize
+		float64(request)+(float64(top)-float64(request))*p.ThrottlingFactor.Value)/float64(p.node.PageSize)) * p.node.PageSize
 	return high, fmt.Sprintf("request %s + %s x (%s %s - request)", human(request), p.factorText(), topName, human(top))
 }
 
-func (p Policy) factorText() string { return strconv.FormatFloat(p.factor, 'g', -1, 64) }
+func (p PodPolicy) factorText() string {
+	return strconv.FormatFloat(p.ThrottlingFactor.Value, 'g', -1, 64)
+}

@@ -51,10 +51,7 @@ func (p Policy) actuated(pod *corev1.Pod) (_ *corev1.Pod, resizing bool) {
 // of its own, some time before its status says so: who puts back the old value
 // in between undoes the resize.
 func (c *Cgroup) leaveMax() {
-	if _, ok := c.Values[memory.Max]; ok {
-		delete(c.Values, memory.Max)
-		c.Reason[memory.Max] = "left alone: the pod is being resized in place"
-	}
+	c.leave(memory.Max, "the pod is being resized in place")
 }
 
 // reported is what the kubelet reports of a container's resources, or nil.

@@ -25,6 +25,7 @@ type planFlags struct {
 	emulationVersion string
 	factor           float64
 	allocatable      string
+	capacity         string
 	pageSize         int64
 	cgroupDriver     string
 	cgroupRootName   string
@@ -43,7 +44,9 @@ It reads Pod, PodList and List, as JSON or multi-document YAML: manifests, or wh
 "kubectl get pods -o yaml" prints. As the API server does, it takes the limit for
 a memory request that is not given, completes pod-level resources, and takes the
 overhead from a RuntimeClass in the same input. The pods are taken to be those of
-one node: the sums for kubepods and the Burstable class are over all of them.`,
+one node: the sums for kubepods and the Burstable class are over all of them. The
+rules of --config go by the labels, namespace and priorityClassName that stand in
+the input; the annotations memqos.io/... of a pod count.`,
 		Example: `  memqos plan -f pod.yaml --node-allocatable-memory 30Gi
   kubectl get pods -A --field-selector spec.nodeName=worker-1 -o yaml | memqos plan -f - -o json
   memqos plan -f pod.yaml --emulation-version 1.22 --memory-throttling-factor 0.6`,
@@ -56,6 +59,7 @@ one node: the sums for kubepods and the Burstable class are over all of them.`,
 	fs.StringVar(&f.emulationVersion, "emulation-version", "", fmt.Sprintf("Kubernetes release to reproduce, %s to %s (default %q)", config.EmulationVersions()[0], config.EmulationVersions()[len(config.EmulationVersions())-1], config.DefaultEmulationVersion))
 	fs.Float64Var(&f.factor, "memory-throttling-factor", 0, "factor in the formula of memory.high, greater than 0 and at most 1 (default that of the release: 0.8 up to 1.26, then 0.9)")
 	fs.StringVar(&f.allocatable, "node-allocatable-memory", "", "memory that all pods of the node may use, as a quantity: capacity less systemReserved and kubeReserved; what kubepods' memory.max holds. Without it memory.high of containers without a limit is left out")
+	fs.StringVar(&f.capacity, "node-memory-capacity", "", "memory of the node's machine, as a quantity. Without it rails.systemReserve has no effect")
 	fs.Int64Var(&f.pageSize, "page-size", int64(os.Getpagesize()), "page size of the node's kernel in bytes")
 	fs.StringVar(&f.cgroupDriver, "cgroup-driver", string(config.Systemd), "the kubelet's cgroupDriver, for the paths: systemd or cgroupfs")
 	fs.StringVar(&f.cgroupRootName, "cgroup-root-name", "/", `the kubelet's cgroupRoot, for the paths: "/", or "/kubelet" on kind`)
@@ -86,26 +90,39 @@ func (f *planFlags) run(cmd *cobra.Command) error {
 	if node.PageSize < 1 || node.PageSize&(node.PageSize-1) != 0 {
 		return fmt.Errorf("--page-size %d: want a power of two, such as 4096", f.pageSize)
 	}
-	if f.allocatable != "" {
-		q, err := resource.ParseQuantity(f.allocatable)
-		if err != nil || q.Sign() <= 0 {
-			return fmt.Errorf("--node-allocatable-memory %q: want a quantity of bytes above 0, such as 30Gi", f.allocatable)
-		}
-		node.Allocatable = q.Value()
+	if node.Allocatable, err = bytesFlag("node-allocatable-memory", f.allocatable); err != nil {
+		return err
+	}
+	if node.Capacity, err = bytesFlag("node-memory-capacity", f.capacity); err != nil {
+		return err
 	}
 
 	pods, notes, err := f.read(cmd.InOrStdin())
 	if err != nil {
 		return err
 	}
-	plan := qos.NewPolicy(c, node).PlanFor(pods)
+	policy := qos.NewPolicy(c, node)
+	plan := policy.PlanFor(pods)
 	fillPaths(&plan, pods, cgroup.NewLayout(c.CgroupDriver, c.CgroupRoot))
-	for _, note := range append(notes, planNotes(pods, &plan, node)...) {
+	notes = append(notes, annotationNotes(policy, pods)...)
+	for _, note := range append(notes, planNotes(pods, &plan)...) {
 		if _, err := fmt.Fprintln(cmd.ErrOrStderr(), "note: "+note); err != nil {
 			return err
 		}
 	}
 	return f.output.print(cmd.OutOrStdout(), plan, func() table { return planTable(&plan) })
+}
+
+// bytesFlag reads a flag that is a quantity of bytes; 0 is not given.
+func bytesFlag(name, text string) (int64, error) {
+	if text == "" {
+		return 0, nil
+	}
+	q, err := resource.ParseQuantity(text)
+	if err != nil || q.Sign() <= 0 {
+		return 0, fmt.Errorf("--%s %q: want a quantity of bytes above 0, such as 30Gi", name, text)
+	}
+	return q.Value(), nil
 }
 
 func (f *planFlags) read(stdin io.Reader) (pods []corev1.Pod, notes []string, err error) {
@@ -162,8 +179,21 @@ func podPath(layout cgroup.Layout, pod *corev1.Pod) string {
 	return dir
 }
 
+// annotationNotes says which annotations have no effect because of what they
+// hold.
+func annotationNotes(policy qos.Policy, pods []corev1.Pod) []string {
+	var notes []string
+	for i := range pods {
+		_, errs := policy.For(&pods[i])
+		for _, err := range errs {
+			notes = append(notes, fmt.Sprintf("pod %s/%s: %v", pods[i].Namespace, pods[i].Name, err))
+		}
+	}
+	return notes
+}
+
 // planNotes says what a reader of the plan should know and cannot see in it.
-func planNotes(pods []corev1.Pod, plan *qos.Plan, node qos.Node) []string {
+func planNotes(pods []corev1.Pod, plan *qos.Plan) []string {
 	var notes []string
 	nodes := map[string]bool{}
 	for i := range pods {
@@ -175,11 +205,11 @@ func planNotes(pods []corev1.Pod, plan *qos.Plan, node qos.Node) []string {
 	}
 	left := 0
 	for i := range plan.Cgroups {
-		if _, ok := plan.Cgroups[i].Values[memory.High]; !ok && plan.Cgroups[i].Level == qos.LevelContainer {
+		if plan.Cgroups[i].Level == qos.LevelContainer && plan.Cgroups[i].Reason[memory.High] == qos.AllocatableUnknown {
 			left++
 		}
 	}
-	if left > 0 && node.Allocatable == 0 {
+	if left > 0 {
 		notes = append(notes, fmt.Sprintf("memory.high of %d containers without a limit follows from the node's size: give --node-allocatable-memory", left))
 	}
 	return notes

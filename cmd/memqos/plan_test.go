@@ -74,6 +74,21 @@ func TestPlanTieredGolden(t *testing.T) {
 	}
 }
 
+// Rules and annotations: each decision is named.
+func TestPlanRulesGolden(t *testing.T) {
+	for _, format := range []string{"table", "json"} {
+		stdout, stderr, err := run(t, "", "plan", "-f", "testdata/pods-rules.yaml", "--config", "testdata/config-rules.yaml",
+			"--node-allocatable-memory", "2Gi", "--node-memory-capacity", "400Mi", "--page-size", "4096", "-o", format)
+		if err != nil {
+			t.Fatal(err)
+		}
+		golden(t, "plan-rules."+format, stdout)
+		if want := `note: pod shop/misspelt: annotation memqos.io/exclude: "yes" is passed over: want "true" or "false"` + "\n"; stderr != want {
+			t.Errorf("stderr is %q, want %q", stderr, want)
+		}
+	}
+}
+
 // inspect shows memory.low where it is wanted, or is there although it is not.
 func TestInspectTableLow(t *testing.T) {
 	for _, tc := range []struct {
@@ -197,6 +212,7 @@ func TestPlanErrors(t *testing.T) {
 		{"page", pod, []string{"--page-size", "1000"}, "--page-size 1000: want a power of two"},
 		{"allocatable", pod, []string{"--node-allocatable-memory", "lots"}, `--node-allocatable-memory "lots"`},
 		{"allocatable 0", pod, []string{"--node-allocatable-memory", "0"}, `--node-allocatable-memory "0"`},
+		{"capacity", pod, []string{"--node-memory-capacity", "-1"}, `--node-memory-capacity "-1"`},
 		{"format", pod, []string{"-o", "xml"}, "want one of table, json, yaml"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

@@ -1,5 +1,5 @@
-// Package qostest makes random pods for property tests: each is one that an API
-// server would take, as far as memory and cpu go.
+// Package qostest makes random pods and rules for property tests. Each pod is one
+// that an API server would take, as far as memory and cpu go.
 package qostest
 
 import (
@@ -11,6 +11,8 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
 	"pgregory.net/rapid"
+
+	"github.com/memqos/memqos/config"
 )
 
 // Pods makes pods of one node, their names and uids all different.
@@ -25,8 +27,55 @@ func Pods() *rapid.Generator[[]corev1.Pod] {
 	})
 }
 
+// Rules makes rules of which some match some of the Pods, for a release with or
+// without a memoryReservationPolicy.
+func Rules(reservation bool) *rapid.Generator[[]config.Rule] {
+	return rapid.Custom(func(t *rapid.T) []config.Rule {
+		rules := make([]config.Rule, rapid.IntRange(0, 3).Draw(t, "rules"))
+		for i := range rules {
+			r := &rules[i]
+			r.Name, r.Match = fmt.Sprintf("rule-%d", i), &config.Match{}
+			switch rapid.IntRange(0, 4).Draw(t, "match") {
+			case 0:
+				r.Match.Namespaces = []string{"team-*", "kube-system"}
+			case 1:
+				r.Match.PodSelector = &metav1.LabelSelector{MatchLabels: map[string]string{"app": "web"}}
+			case 2:
+				r.Match.QOSClasses = []corev1.PodQOSClass{corev1.PodQOSBurstable}
+			case 3:
+				r.Match.PriorityClassNames = []string{"low"}
+			}
+			switch rapid.IntRange(0, 4).Draw(t, "effect") {
+			case 0:
+				r.Exclude = true
+			case 1:
+				r.MemoryThrottlingFactor = new(rapid.Float64Range(0.001, 1).Draw(t, "rule factor"))
+			case 2:
+				r.MemoryHigh = config.Disabled
+			case 3:
+				if reservation {
+					r.MemoryReservationPolicy = rapid.SampledFrom([]config.MemoryReservationPolicy{config.TieredReservation, config.NoReservation}).Draw(t, "rule policy")
+				}
+			}
+		}
+		return rules
+	})
+}
+
 func pod(t *rapid.T) corev1.Pod {
-	p := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "default"}}
+	p := corev1.Pod{}
+	p.Namespace = rapid.SampledFrom([]string{"default", "kube-system", "team-a"}).Draw(t, "namespace")
+	p.Spec.PriorityClassName = rapid.SampledFrom([]string{"", "low", "system-node-critical"}).Draw(t, "priority")
+	p.Labels = map[string]string{"app": rapid.SampledFrom([]string{"web", "db"}).Draw(t, "app")}
+	if rapid.IntRange(0, 2).Draw(t, "annotated") == 0 {
+		p.Annotations = rapid.SampledFrom([]map[string]string{
+			{"memqos.io/exclude": "true"},
+			{"memqos.io/memory-throttling-factor": "0.5"},
+			{"memqos.io/memory-high": "disabled"},
+			{"memqos.io/keep": "memory.high,memory.max"},
+			{"memqos.io/exclude": "perhaps", "memqos.io/unknown": ""},
+		}).Draw(t, "annotations")
+	}
 	p.Status.Phase = rapid.SampledFrom([]corev1.PodPhase{"", corev1.PodPending, corev1.PodRunning, corev1.PodSucceeded, corev1.PodFailed}).Draw(t, "phase")
 	always := corev1.ContainerRestartPolicyAlways
 	var statuses, initStatuses []corev1.ContainerStatus
