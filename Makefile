@@ -55,8 +55,9 @@ record: ## Run e2e-matrix and record what the kubelets with the gate on wrote
 	MEMQOS_RECORD=1 $(MAKE) e2e-matrix
 
 .PHONY: update
-update: ## Rewrite the golden files and docs/conformance.md; read the diff
+update: ## Rewrite the golden files and what is generated in docs; read the diff
 	go test ./cmd/memqos ./config ./test/conformance -update
+	go test ./test/reference -update # shows what the others have written
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Lint, the package graph included

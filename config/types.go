@@ -185,7 +185,7 @@ type StallGuard struct {
 	// says otherwise for their pod. Default: true.
 	Enabled *bool `json:"enabled,omitempty"`
 
-	// StallShare is the share of Window in which all tasks of a container were
+	// StallShare is the share of the window in which all tasks of a container were
 	// held up by memory, from which it counts as stalled; greater than 0 and at
 	// most 1. Default: 0.3.
 	StallShare *float64 `json:"stallShare,omitempty"`
@@ -194,7 +194,7 @@ type StallGuard struct {
 	Window metav1.Duration `json:"window,omitempty"`
 
 	// Hold is the time for which a memory.high that was raised stays so at least,
-	// Window or longer. Default: 5m.
+	// the window or longer. Default: 5m.
 	Hold metav1.Duration `json:"hold,omitempty"`
 }
 
