@@ -224,7 +224,7 @@ func TestDecodeErrors(t *testing.T) {
 		{"rule policy", header + "emulationVersion: \"1.36\"\nrules: [{name: a, match: {}, memoryReservationPolicy: Hard}]\n", "rules[0].memoryReservationPolicy: Unsupported value"},
 		{"rule policy of an older release", header + "rules: [{name: a, match: {}, memoryReservationPolicy: None}]\n", `rules[0].memoryReservationPolicy: Invalid value: "None": the kubelet 1.27 has no such setting`},
 		{"stall share", header + "stallGuard: {stallShare: 0}\n", "stallGuard.stallShare: Invalid value: 0: must be greater than 0 and at most 1, such as 0.3"},
-		{"stall window", header + "stallGuard: {window: 10ms}\n", `stallGuard.window: Invalid value: "10ms": must be from 1s to 5m`},
+		{"stall window", header + "stallGuard: {window: 1s}\n", `stallGuard.window: Invalid value: "1s": must be from 2s to 5m`},
 		{"stall hold", header + "stallGuard: {hold: 9s}\n", `stallGuard.hold: Invalid value: "9s": must not be shorter than window, 10s`},
 		{"reserve", header + "rails: {systemReserve: -1Gi}\n", `rails.systemReserve: Invalid value: "-1Gi"`},
 		{"margin", header + "rails: {reclaimMargin: 1}\n", "rails.reclaimMargin: Invalid value: 1"},

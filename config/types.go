@@ -185,16 +185,15 @@ type StallGuard struct {
 	// says otherwise for their pod. Default: true.
 	Enabled *bool `json:"enabled,omitempty"`
 
-	// StallShare is the share of the window in which all tasks of a container were
-	// held up by memory, from which it counts as stalled; greater than 0 and at
-	// most 1. Default: 0.3.
+	// StallShare is the share of the window, greater than 0 and at most 1, that a
+	// container has lost to the throttle when it is let go. Default: 0.3.
 	StallShare *float64 `json:"stallShare,omitempty"`
 
-	// Window is the time over which a stall is measured, 1s to 5m. Default: 10s.
+	// Window is the time over which that share is taken, 2s to 5m. Default: 10s.
 	Window metav1.Duration `json:"window,omitempty"`
 
-	// Hold is the time for which a memory.high that was raised stays so at least,
-	// the window or longer. Default: 5m.
+	// Hold is the time for which memory.high stays raised at least, the window or
+	// longer. It doubles with stalls that follow one another. Default: 5m.
 	Hold metav1.Duration `json:"hold,omitempty"`
 }
 

@@ -91,8 +91,8 @@ func validateOneOf[T ~string](v T, at *field.Path, all ...T) field.ErrorList {
 
 func validateStallGuard(g *StallGuard, at *field.Path) field.ErrorList {
 	errs := validateShare(g.StallShare, at.Child("stallShare"), "0.3")
-	if d := g.Window.Duration; d < time.Second || d > 5*time.Minute {
-		errs = append(errs, field.Invalid(at.Child("window"), d.String(), "must be from 1s to 5m"))
+	if d := g.Window.Duration; d < 2*time.Second || d > 5*time.Minute {
+		errs = append(errs, field.Invalid(at.Child("window"), d.String(), "must be from 2s to 5m"))
 	}
 	if d := g.Hold.Duration; d < g.Window.Duration {
 		errs = append(errs, field.Invalid(at.Child("hold"), d.String(), "must not be shorter than window, "+g.Window.Duration.String()))
