@@ -15,17 +15,6 @@ import (
 	"github.com/memqos/memqos/config"
 )
 
-// DefaultBundlePaths returns where the runtimes keep the config.json of a
-// container's OCI bundle, which is there before the container's cgroup is:
-// containerd, the containerd of k3s, and CRI-O.
-func DefaultBundlePaths() []string {
-	return []string{
-		"/run/containerd/io.containerd.runtime.v2.task/k8s.io/<id>/config.json",
-		"/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io/<id>/config.json",
-		"/run/containers/storage/overlay-containers/<id>/userdata/config.json",
-	}
-}
-
 // maxBundle is the largest config.json that is read, in bytes. One has 10 to 30
 // KiB, of which the seccomp profile is most; the environment of a pod in a
 // namespace with 2000 services adds 700. A container with more is known by its
@@ -42,7 +31,7 @@ type Bundles struct{ places []bundlePlace }
 // bundlePlace is a path with <id> in it, cut there.
 type bundlePlace struct{ root, file string }
 
-// NewBundles returns the bundles at these paths, as DefaultBundlePaths gives them:
+// NewBundles returns the bundles at these paths, as config.DefaultBundlePaths gives them:
 // absolute, with <id> as one of the elements but the last. None need exist. What
 // is before <id> is trusted and may be reached through symbolic links; nothing
 // from there on may.
@@ -51,7 +40,7 @@ func NewBundles(paths []string) (*Bundles, error) {
 	for _, p := range paths {
 		root, file, ok := strings.Cut(p, "/<id>/")
 		if !ok || strings.Contains(file, "<id>") || !path.IsAbs(root) || path.Clean(p) != p {
-			return nil, fmt.Errorf("invalid bundle path %q: want an absolute path such as %q", p, DefaultBundlePaths()[0])
+			return nil, fmt.Errorf("invalid bundle path %q: want an absolute path such as %q", p, config.DefaultBundlePaths()[0])
 		}
 		b.places = append(b.places, bundlePlace{root: root, file: file})
 	}

@@ -344,7 +344,7 @@ func TestIdentifyNoContainer(t *testing.T) {
 }
 
 func TestNewBundles(t *testing.T) {
-	if _, err := NewBundles(DefaultBundlePaths()); err != nil {
+	if _, err := NewBundles(config.DefaultBundlePaths()); err != nil {
 		t.Error(err)
 	}
 	for _, bad := range []string{"", "/run", "/run/<id>", "run/<id>/config.json", "/<id>/config.json", "/run/<id>/<id>/config.json", "/run/../<id>/config.json", "/run/<id>/../config.json", "/run/x-<id>/config.json"} {

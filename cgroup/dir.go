@@ -52,6 +52,16 @@ func (t *Tree) Is(cgroup string, inode uint64) bool {
 	return d.Inode == inode
 }
 
+// Exists reports whether a cgroup is there.
+func (t *Tree) Exists(cgroup string) bool {
+	fd, err := t.open(cgroup, unix.O_PATH)
+	if err != nil {
+		return false
+	}
+	_ = unix.Close(fd) // O_PATH: nothing is pending
+	return true
+}
+
 // Close closes the directory.
 func (d *Dir) Close() { _ = unix.Close(d.fd) } // O_PATH: nothing is pending
 

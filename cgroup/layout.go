@@ -81,6 +81,11 @@ func (l Layout) Pod(class corev1.PodQOSClass, uid string) (string, error) {
 	return l.child(l.QOS(class), "pod"+uid), nil
 }
 
+// IsAbovePods reports whether a cgroup is kubepods or that of a QoS class.
+func (l Layout) IsAbovePods(cgroup string) bool {
+	return cgroup == l.Root || cgroup == l.QOS(corev1.PodQOSBurstable) || cgroup == l.QOS(corev1.PodQOSBestEffort)
+}
+
 // IsPod reports whether name is that of a pod's cgroup directly beneath that of
 // its QoS class.
 func (l Layout) IsPod(class corev1.PodQOSClass, name string) bool {

@@ -49,11 +49,7 @@ func SetDefaults(c *MemoryQoSConfiguration) {
 		c.RestoreOnExit = RestoreAuto
 	}
 	if c.BundlePaths == nil {
-		c.BundlePaths = []string{
-			"/run/containerd/io.containerd.runtime.v2.task/k8s.io/<id>/config.json",
-			"/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io/<id>/config.json",
-			"/run/containers/storage/overlay-containers/<id>/userdata/config.json",
-		}
+		c.BundlePaths = DefaultBundlePaths()
 	}
 	if c.StateDir == "" {
 		c.StateDir = "/run/memqos"
@@ -69,5 +65,16 @@ func SetDefaults(c *MemoryQoSConfiguration) {
 	}
 	if c.Logging.Format == "" {
 		c.Logging.Format = "json"
+	}
+}
+
+// DefaultBundlePaths returns where the runtimes keep the config.json of a
+// container's OCI bundle, which is there before the container's cgroup is:
+// containerd, the containerd of k3s, and CRI-O.
+func DefaultBundlePaths() []string {
+	return []string{
+		"/run/containerd/io.containerd.runtime.v2.task/k8s.io/<id>/config.json",
+		"/run/k3s/containerd/io.containerd.runtime.v2.task/k8s.io/<id>/config.json",
+		"/run/containers/storage/overlay-containers/<id>/userdata/config.json",
 	}
 }

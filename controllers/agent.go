@@ -86,6 +86,10 @@ func New(api *rest.Config, o Options) (manager.Manager, error) {
 		return nil, err
 	}
 
+	identities, err := newIdentities(o.Config.BundlePaths, o.Metrics, o.Log)
+	if err != nil {
+		return nil, err
+	}
 	enabled := o.Config.Enabled(config.MemoryQoS)
 	o.Metrics.Feature(config.MemoryQoS, enabled)
 	if !enabled {
@@ -98,12 +102,13 @@ func New(api *rest.Config, o Options) (manager.Manager, error) {
 		options: o,
 		node:    ctrl.Request{NamespacedName: client.ObjectKey{Name: o.NodeName}},
 		period:  o.Config.ResyncPeriod.Duration,
-		pass:    &pass{metrics: o.Metrics},
+		pass:    newPass(o.Metrics),
 		metrics: o.Metrics,
 		surveyor: &surveyor{
-			nodeName: o.NodeName, config: o.Config, discover: o.Discover, nodes: mgr.GetAPIReader(), metrics: o.Metrics, log: o.Log,
+			nodeName: o.NodeName, config: o.Config, discover: o.Discover, nodes: mgr.GetAPIReader(), identities: identities, metrics: o.Metrics, log: o.Log,
 		},
 	}
+	a.kernel = &kernel{pass: a.pass, index: newPodIndex(), node: a.node, metrics: o.Metrics, log: o.Log}
 	if err := mgr.AddReadyzCheck("pass", a.ready); err != nil {
 		return nil, err
 	}
@@ -122,6 +127,7 @@ type agent struct {
 	metrics  *metrics.Metrics
 	ledger   *ledger.Ledger
 	kubelet  *kubeletFeature
+	kernel   *kernel
 	idle     atomic.Bool
 }
 
@@ -137,6 +143,7 @@ func (a *agent) ready(req *http.Request) error {
 // Start implements manager.Runnable.
 func (a *agent) Start(ctx context.Context) error {
 	defer a.closeLedger()
+	defer a.kernel.unfollow()
 	started := false
 	for {
 		served := a.openLedger() && a.surveyor.survey(ctx)
@@ -153,14 +160,21 @@ func (a *agent) Start(ctx context.Context) error {
 				started = true
 			}
 			a.tidy()
+			// Before the pass lists what is there, so that between them nothing is missed.
+			complete := a.kernel.follow(ctx, a.surveyor.site.Load().tree)
 			if err := a.pass.begin(ctx, a.manager.GetCache(), a.node); err != nil {
 				a.surveyor.log.Error(err, "a full pass is left out")
 			}
-			wait = a.period
+			if wait = a.period; !complete {
+				wait = min(a.period, pollPeriod)
+			}
+		} else {
+			a.kernel.unfollow()
 		}
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-a.pass.asked:
 		case <-time.After(wait):
 		}
 	}
@@ -218,7 +232,7 @@ func (a *agent) startControllers(ctx context.Context) error {
 	announce := newAnnouncer(a.manager.GetEventRecorder("memqos"), a.options.NodeName)
 	a.kubelet = newKubeletFeature(a.ledger, a.metrics, announce, a.surveyor.log)
 	w := &writer{ledger: a.ledger, metrics: a.metrics, contests: newContests(), kubelet: a.kubelet}
-	podReconciler := &podReconciler{pods, a.surveyor, a.pass, a.metrics, w, announce}
+	podReconciler := &podReconciler{pods, a.surveyor, a.pass, a.metrics, w, announce, a.kernel.index}
 	nodeReconciler := &nodeReconciler{pods, a.surveyor, a.pass, a.metrics, w}
 	if err := a.lookFirst(ctx, pods, podReconciler, nodeReconciler); err != nil {
 		return err

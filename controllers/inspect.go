@@ -6,6 +6,7 @@ import (
 	"path"
 
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
+	"github.com/go-logr/logr"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/rest"
@@ -24,8 +25,12 @@ const (
 	Fulfilled Verdict = "Fulfilled" // every managed file holds what is wanted
 	Drifted   Verdict = "Drifted"   // some file holds another value
 	Pending   Verdict = "Pending"   // there is no cgroup yet, or a lowering of memory.max waits for usage to fall
-	Unknown   Verdict = "Unknown"   // no container of the pod's status: the sandbox, or one not reported yet; left alone
+	Unknown   Verdict = "Unknown"   // neither the pod's status nor an OCI bundle says whose it is; left alone
 )
+
+// Sandbox stands for the name of a pod's pause container, which is left alone. No
+// container can have it.
+const Sandbox = "(sandbox)"
 
 // Inspection is what is wanted and what is, of every cgroup of a node.
 type Inspection struct {
@@ -92,7 +97,11 @@ func Inspect(ctx context.Context, api *rest.Config, o Options) (*Inspection, err
 		return nil, err
 	}
 	allocatable, _ := nodeAllocatable(ctx, tree, reader, o.NodeName)
-	return newSite(tree, o.Config, allocatable).inspect(o.NodeName, allocatable, pods.Items)
+	identities, err := newIdentities(o.Config.BundlePaths, nil, logr.Discard())
+	if err != nil {
+		return nil, err
+	}
+	return newSite(tree, o.Config, allocatable, identities).inspect(o.NodeName, allocatable, pods.Items)
 }
 
 func (s *site) inspect(node string, allocatable int64, pods []corev1.Pod) (*Inspection, error) {
@@ -124,9 +133,15 @@ func (s *site) inspect(node string, allocatable int64, pods []corev1.Pod) (*Insp
 				return nil, err
 			}
 		}
-		for _, dir := range l.unknown {
-			c := l.cgroups[0]
-			c.Level, c.Cgroup, c.Values, c.Reason = qos.LevelContainer, dir, nil, nil
+		c := l.cgroups[0]
+		c.Level, c.Values, c.Reason = qos.LevelContainer, nil, nil
+		for _, c.Cgroup = range l.unknown {
+			if err := s.observe(in, c); err != nil {
+				return nil, err
+			}
+		}
+		c.Container, c.Values = Sandbox, memory.Values{}
+		for _, c.Cgroup = range l.sandboxes {
 			if err := s.observe(in, c); err != nil {
 				return nil, err
 			}

@@ -2,87 +2,112 @@ package controllers
 
 import (
 	"path"
+	"slices"
 	"strings"
 
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/memqos/memqos/cgroup"
-	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/qos"
 )
 
 // located is the plan of a pod laid over the cgroups that are there.
 type located struct {
+	// dir is where the pod's cgroup is, or will be.
+	dir string
 	// cgroups is the pod's plan, top-down. Cgroup is empty where there is none: a
 	// container that has not started, or has ended.
 	cgroups []qos.Cgroup
-	// unknown are cgroups beneath the pod's that no container of its status is in:
-	// the sandbox, and containers that the status does not name yet. They are
-	// never written to.
+	// sandboxes are cgroups of pause containers.
+	sandboxes []string
+	// unknown are cgroups beneath the pod's of which neither the pod's status nor an
+	// OCI bundle says whose they are. Neither these nor sandboxes are ever written to.
 	unknown []string
 }
 
 // locate finds the cgroups of a pod and its containers. A pod without a cgroup,
 // or one that is not shown to be the pod's, comes back with none located.
 func (s *site) locate(pod *corev1.Pod) (located, error) {
-	l := located{cgroups: append([]qos.Cgroup{s.policy.Pod(pod)}, s.policy.Containers(pod)...)}
+	planned := append([]qos.Cgroup{s.policy.Pod(pod)}, s.policy.Containers(pod)...)
+	l := located{cgroups: planned}
 	uid, mirror := cgroup.PodUID(pod)
-	dir, err := s.tree.Layout.Pod(qos.Class(pod), uid)
-	if err != nil {
+	var err error
+	if l.dir, err = s.tree.Layout.Pod(qos.Class(pod), uid); err != nil {
 		return l, err
 	}
-	children, err := s.tree.Children(dir)
+	children, err := s.tree.Children(l.dir)
 	if cgroup.IsGone(err) {
 		return l, nil
 	}
 	if err != nil {
 		return l, err
 	}
+	found := s.identify(&l, pod, uid, children)
+	// A mirror pod says by annotation which cgroup is its own. It is believed once
+	// something in there is shown to be the pod's.
+	if mirror && len(found) == 0 && len(l.sandboxes) == 0 {
+		return located{dir: l.dir, cgroups: planned}, nil
+	}
+	l.cgroups = append(make([]qos.Cgroup, 0, len(planned)+len(children)), planned[0])
+	l.cgroups[0].Cgroup = l.dir
+	for _, c := range planned[1:] {
+		if found[c.Container] == nil {
+			l.cgroups = append(l.cgroups, c)
+		}
+		// More than one while a container's next run begins and the last one ends.
+		for _, c.Cgroup = range found[c.Container] {
+			l.cgroups = append(l.cgroups, c)
+			// The same is wanted of the cgroup that crun makes within the scope: it puts
+			// the container's processes there and its resources on both.
+			child := c
+			child.Cgroup = path.Join(c.Cgroup, cgroup.CrunChild)
+			if s.tree.Exists(child.Cgroup) {
+				l.cgroups = append(l.cgroups, child)
+			}
+		}
+	}
+	return l, nil
+}
 
+// identify tells whose the cgroups beneath a pod's are: first by the pod's status,
+// then by their bundles. It returns those of the pod's containers by name, and
+// adds the others to l.
+func (s *site) identify(l *located, pod *corev1.Pod, uid string, children []string) (found map[string][]string) {
 	container := map[string]string{} // by id
 	for name, containerID := range cgroup.ContainerIDs(pod) {
 		if _, id, ok := strings.Cut(containerID, "://"); ok {
 			container[id] = name
 		}
 	}
-	byContainer := map[string]string{} // cgroup, by name
+	found = map[string][]string{}
 	for _, child := range children {
+		dir := path.Join(l.dir, child)
 		id, ok := cgroup.ContainerID(s.tree.Layout.Driver, child)
-		if name, known := container[id]; ok && known {
-			byContainer[name] = path.Join(dir, child)
-		} else {
-			l.unknown = append(l.unknown, path.Join(dir, child))
-		}
-	}
-	// A mirror pod says by annotation which cgroup is its own. It is believed once
-	// a container that the kubelet reported is found in there.
-	if mirror && len(byContainer) == 0 {
-		return located{cgroups: l.cgroups}, nil
-	}
-	l.cgroups[0].Cgroup = dir
-	planned := l.cgroups
-	l.cgroups = planned[:1:1]
-	for _, c := range planned[1:] {
-		c.Cgroup = byContainer[c.Container]
-		l.cgroups = append(l.cgroups, c)
-		if c.Cgroup == "" {
+		if !ok {
+			l.unknown = append(l.unknown, dir)
 			continue
 		}
-		// The same is wanted of the cgroup that crun makes within the scope: it puts
-		// the container's processes there and its resources on both.
-		c.Cgroup = path.Join(c.Cgroup, crunChild)
-		if _, err := s.tree.Value(c.Cgroup, memory.Min); err == nil {
-			l.cgroups = append(l.cgroups, c)
-		} else if !cgroup.IsGone(err) {
-			return l, err
+		name, named := container[id]
+		if !named {
+			who, ok := s.identities.of(s.tree, dir)
+			switch {
+			case !ok || who.PodUID != uid || who.Namespace != pod.Namespace || who.Pod != pod.Name:
+				l.unknown = append(l.unknown, dir)
+				continue
+			case who.Sandbox:
+				l.sandboxes = append(l.sandboxes, dir)
+				continue
+			}
+			name = who.Container
+		}
+		if slices.ContainsFunc(l.cgroups[1:], func(c qos.Cgroup) bool { return c.Container == name }) {
+			found[name] = append(found[name], dir)
+		} else {
+			l.unknown = append(l.unknown, dir) // not in the spec that the API server has shown so far
 		}
 	}
-	return l, nil
+	return found
 }
-
-// crunChild is the name of the cgroup that crun, under the systemd driver, makes
-// within a container's scope.
-const crunChild = "container"
 
 // locateNode is the plan of kubepods and the QoS classes, with their cgroups.
 func (s *site) locateNode(pods []corev1.Pod) []qos.Cgroup {

@@ -13,6 +13,8 @@ import (
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
+	"sigs.k8s.io/controller-runtime/pkg/controller/priorityqueue"
+	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
 	"github.com/memqos/memqos/metrics"
@@ -31,6 +33,29 @@ type pass struct {
 	began     time.Time
 	compared  map[string]int
 	completed bool // once
+	asked     chan struct{}
+}
+
+func newPass(m *metrics.Metrics) *pass {
+	return &pass{metrics: m, asked: make(chan struct{}, 1)}
+}
+
+// ask asks for a full pass now.
+func (p *pass) ask() {
+	select {
+	case p.asked <- struct{}{}:
+	default: // somebody has already
+	}
+}
+
+// enqueue adds an item to a controller's queue, if that has started.
+func (p *pass) enqueue(controller string, req ctrl.Request) {
+	p.mu.Lock()
+	q := p.queues[controller]
+	p.mu.Unlock()
+	if q != nil {
+		q.Add(req)
+	}
 }
 
 // source is the Source through which a controller takes part in passes.
@@ -59,13 +84,22 @@ func (p *pass) begin(ctx context.Context, pods client.Reader, node ctrl.Request)
 		p.pending, p.compared, p.began = map[ctrl.Request]bool{}, map[string]int{}, time.Now()
 	}
 	p.pending[node] = true
-	p.queues[nodeController].Add(node)
+	addLater(p.queues[nodeController], node)
 	for i := range list.Items {
 		req := ctrl.Request{NamespacedName: client.ObjectKeyFromObject(&list.Items[i])}
 		p.pending[req] = true
-		p.queues[podController].Add(req)
+		addLater(p.queues[podController], req)
 	}
 	return nil
+}
+
+// addLater adds an item behind those that an event has added.
+func addLater(q workqueue.TypedRateLimitingInterface[ctrl.Request], req ctrl.Request) {
+	if pq, ok := q.(priorityqueue.PriorityQueue[ctrl.Request]); ok {
+		pq.AddWithOpts(priorityqueue.AddOpts{Priority: new(handler.LowPriority)}, req)
+		return
+	}
+	q.Add(req)
 }
 
 // done tells that an item was reconciled, and how many cgroups were compared.

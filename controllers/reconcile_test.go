@@ -63,8 +63,13 @@ func newWorld(t *testing.T, tree string, objects ...client.Object) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
+	identities, err := newIdentities([]string{filepath.Join(w.dir, "bundles", "<id>", "config.json")}, m, logr.Discard())
+	if err != nil {
+		t.Fatal(err)
+	}
 	w.surveyor = &surveyor{
-		nodeName: "n", config: c, nodes: w.pods, metrics: m, log: logr.Discard(),
+		identities: identities,
+		nodeName:   "n", config: c, nodes: w.pods, metrics: m, log: logr.Discard(),
 		discover: func() (*cgroup.Tree, error) { return cgroup.OpenFixture(w.dir, cgroup.NewLayout(config.Cgroupfs, "/")) },
 	}
 	if !w.surveyor.survey(t.Context()) {
@@ -84,9 +89,9 @@ func (w *world) startAgent(state string) {
 		w.Fatal(err)
 	}
 	w.Cleanup(func() { _ = l.Close() })
-	m, p, announce := w.surveyor.metrics, &pass{metrics: w.surveyor.metrics}, newAnnouncer(w.events, "n")
+	m, p, announce := w.surveyor.metrics, newPass(w.surveyor.metrics), newAnnouncer(w.events, "n")
 	wr := &writer{ledger: l, metrics: m, contests: newContests(), kubelet: newKubeletFeature(l, m, announce, logr.Discard())}
-	w.pod = &podReconciler{w.pods, w.surveyor, p, m, wr, announce}
+	w.pod = &podReconciler{w.pods, w.surveyor, p, m, wr, announce, newPodIndex()}
 	w.node = &nodeReconciler{w.pods, w.surveyor, p, m, wr}
 }
 
@@ -516,7 +521,7 @@ func TestStripPodKeepsThePlan(t *testing.T) {
 
 func TestPass(t *testing.T) {
 	reg := prometheus.NewRegistry()
-	p := &pass{metrics: metrics.New(reg, "", "", "")}
+	p := newPass(metrics.New(reg, "", "", ""))
 	a, b := ctrl.Request{NamespacedName: client.ObjectKey{Name: "a"}}, ctrl.Request{NamespacedName: client.ObjectKey{Name: "b"}}
 	p.pending, p.compared = map[ctrl.Request]bool{a: true, b: true}, map[string]int{}
 	p.done(a, map[qos.Level]int{qos.LevelPod: 1})

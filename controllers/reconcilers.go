@@ -23,6 +23,7 @@ type podReconciler struct {
 	metrics  *metrics.Metrics
 	writer   *writer
 	announce *announcer
+	index    *podIndex
 }
 
 func (r *podReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
@@ -32,6 +33,7 @@ func (r *podReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.R
 	var pod corev1.Pod
 	if err := r.pods.Get(ctx, req.NamespacedName, &pod); apierrors.IsNotFound(err) {
 		r.announce.forget(req.NamespacedName)
+		r.index.set(req, "")
 		return ctrl.Result{}, nil
 	} else if err != nil {
 		return ctrl.Result{}, err
@@ -59,6 +61,7 @@ func (r *podReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.R
 // is there all the same.
 func (r *podReconciler) observe(site *site, pod *corev1.Pod) (cgroups []seen, unread, err error) {
 	l, err := site.locate(pod)
+	r.index.set(ctrl.Request{NamespacedName: client.ObjectKeyFromObject(pod)}, l.dir)
 	if err != nil {
 		return nil, nil, err
 	}

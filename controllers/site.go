@@ -22,12 +22,13 @@ import (
 // follows from its size. Both change while the agent runs, when kubepods appears
 // or the kubelet comes back with another driver or reservation.
 type site struct {
-	tree   *cgroup.Tree
-	policy qos.Policy
+	tree       *cgroup.Tree
+	policy     qos.Policy
+	identities *identities
 }
 
-func newSite(tree *cgroup.Tree, c *config.MemoryQoSConfiguration, allocatable int64) *site {
-	return &site{tree: tree, policy: qos.NewPolicy(c, qos.Node{Allocatable: allocatable, PageSize: int64(os.Getpagesize())})}
+func newSite(tree *cgroup.Tree, c *config.MemoryQoSConfiguration, allocatable int64, i *identities) *site {
+	return &site{tree, qos.NewPolicy(c, qos.Node{Allocatable: allocatable, PageSize: int64(os.Getpagesize())}), i}
 }
 
 // surveyor finds the site, and finds it again at every full pass.
@@ -37,9 +38,10 @@ type surveyor struct {
 	// discover returns the tree, or an UnsupportedError.
 	discover func() (*cgroup.Tree, error)
 	// nodes reads the Node from the API server.
-	nodes   client.Reader
-	metrics *metrics.Metrics
-	log     logr.Logger
+	nodes      client.Reader
+	identities *identities
+	metrics    *metrics.Metrics
+	log        logr.Logger
 
 	site atomic.Pointer[site]
 	// What was last said, so that only a change is logged.
@@ -74,7 +76,7 @@ func (s *surveyor) survey(ctx context.Context) bool {
 	}
 	s.saidReason, s.saidRoot = "", tree.Layout.Root
 	s.metrics.Supported(allocatable)
-	s.site.Store(newSite(tree, s.config, allocatable))
+	s.site.Store(newSite(tree, s.config, allocatable, s.identities))
 	return true
 }
 

@@ -86,6 +86,10 @@ func closeAll(cgroups []seen) {
 	}
 }
 
+// newborn is the age up to which a container counts as new: an older one was there
+// before memqos.
+const newborn = 10 * time.Second
+
 // change is a file that does not hold what is wanted.
 type change struct {
 	*seen
@@ -199,7 +203,8 @@ func (w *writer) write(c change) (_ metrics.Result, again time.Duration, _ error
 		}
 	}
 	// What somebody wrote over a value of ours is repaired, but not for ever.
-	if e, ours := w.ledger.Get(c.key()); ours && e.Wrote != c.from {
+	e, ours := w.ledger.Get(c.key())
+	if ours && e.Wrote != c.from {
 		cause := causeOf(c)
 		wait, contested := w.contests.repair(c.key(), cause == metrics.Reset && c.Level != qos.LevelPod && c.Level != qos.LevelContainer)
 		switch {
@@ -218,6 +223,9 @@ func (w *writer) write(c change) (_ metrics.Result, again time.Duration, _ error
 	var notKept *cgroup.NotKeptError
 	switch {
 	case err == nil:
+		if age := time.Since(c.dir.Changed); !ours && c.Level == qos.LevelContainer && age < newborn {
+			w.metrics.TimeToValue(age.Seconds())
+		}
 		return metrics.Written, 0, nil
 	case cgroup.IsGone(err):
 		return metrics.Gone, 0, nil

@@ -44,6 +44,11 @@ type Metrics struct {
 	repairs       *prometheus.CounterVec
 	kubelet       *prometheus.GaugeVec
 	contested     prometheus.Gauge
+	watches       prometheus.Gauge
+	unwatched     prometheus.Gauge
+	eventsLost    prometheus.Counter
+	refused       prometheus.Counter
+	timeToValue   prometheus.Histogram
 	cgroups       *prometheus.GaugeVec
 	skipped       *prometheus.CounterVec
 	unsupported   *prometheus.GaugeVec
@@ -72,6 +77,27 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 		contested: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "memqos_contested_files",
 			Help: "Files that somebody else keeps writing, which are therefore hardly repaired any more.",
+		}),
+		watches: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "memqos_watched_cgroups",
+			Help: "Cgroups of which the kernel tells what happens to them. 0 while a node is served: all are polled.",
+		}),
+		unwatched: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "memqos_unwatched_cgroups",
+			Help: "Cgroups that are polled because the kernel refused a watch (fs.inotify.max_user_watches).",
+		}),
+		eventsLost: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "memqos_event_overflows_total",
+			Help: "Times the kernel's queue of events was full and a full pass looked for what was lost.",
+		}),
+		refused: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "memqos_bundles_refused_total",
+			Help: "OCI bundles that were not believed: malformed, too large, or of another cgroup.",
+		}),
+		timeToValue: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "memqos_time_to_value_seconds",
+			Help:    "Time from the creation of a container's cgroup to the first value in it.",
+			Buckets: prometheus.ExponentialBuckets(0.0005, 2, 14), // to 4 s
 		}),
 		cgroups: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "memqos_cgroups",
@@ -111,7 +137,7 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 		Help: "Always 1; the labels say what is running.",
 	}, []string{"version", "revision", "goversion"})
 	buildInfo.WithLabelValues(version, revision, goVersion).Set(1)
-	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
+	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.watches, m.unwatched, m.eventsLost, m.refused, m.timeToValue, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
 
 	// A counter that is not there cannot be told from one that is 0.
 	for _, level := range levels {
@@ -148,6 +174,21 @@ func (m *Metrics) LeftToKubelet(file memory.File, left bool) {
 
 // ContestedFiles says how many files are contested.
 func (m *Metrics) ContestedFiles(n int) { m.contested.Set(float64(n)) }
+
+// Watches says of how many cgroups the kernel tells, and of how many it does not.
+func (m *Metrics) Watches(watched, unwatched int) {
+	m.watches.Set(float64(watched))
+	m.unwatched.Set(float64(unwatched))
+}
+
+// EventsLost counts an overflow of the kernel's queue.
+func (m *Metrics) EventsLost() { m.eventsLost.Inc() }
+
+// BundleRefused counts a bundle that was not believed.
+func (m *Metrics) BundleRefused() { m.refused.Inc() }
+
+// TimeToValue takes in how long a new container was without its values, in seconds.
+func (m *Metrics) TimeToValue(seconds float64) { m.timeToValue.Observe(seconds) }
 
 // Skipped counts a pod that was left alone.
 func (m *Metrics) Skipped(reason string) { m.skipped.WithLabelValues(reason).Inc() }
