@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"net/http"
 	"sync/atomic"
@@ -55,6 +56,8 @@ type Options struct {
 	NodeName string
 	// Config is a defaulted, valid configuration. Required.
 	Config *config.MemoryQoSConfiguration
+	// Source is where Config came from, and may change. Default: it does not.
+	Source *config.Source
 	// Discover finds the node's tree. Required.
 	Discover func() (*cgroup.Tree, error)
 	// Metrics are the agent's series. Required.
@@ -101,13 +104,13 @@ func New(api *rest.Config, o Options) (manager.Manager, error) {
 		manager: mgr,
 		options: o,
 		node:    ctrl.Request{NamespacedName: client.ObjectKey{Name: o.NodeName}},
-		period:  o.Config.ResyncPeriod.Duration,
 		pass:    newPass(o.Metrics),
 		metrics: o.Metrics,
 		surveyor: &surveyor{
-			nodeName: o.NodeName, config: o.Config, discover: o.Discover, nodes: mgr.GetAPIReader(), identities: identities, metrics: o.Metrics, log: o.Log,
+			nodeName: o.NodeName, discover: o.Discover, nodes: mgr.GetAPIReader(), identities: identities, metrics: o.Metrics, log: o.Log,
 		},
 	}
+	a.surveyor.config.Store(o.Config)
 	a.kernel = &kernel{pass: a.pass, index: newPodIndex(), node: a.node, metrics: o.Metrics, log: o.Log}
 	if err := mgr.AddReadyzCheck("pass", a.ready); err != nil {
 		return nil, err
@@ -121,7 +124,6 @@ type agent struct {
 	manager  manager.Manager
 	options  Options
 	node     ctrl.Request
-	period   time.Duration
 	surveyor *surveyor
 	pass     *pass
 	metrics  *metrics.Metrics
@@ -165,8 +167,8 @@ func (a *agent) Start(ctx context.Context) error {
 			if err := a.pass.begin(ctx, a.manager.GetCache(), a.node); err != nil {
 				a.surveyor.log.Error(err, "a full pass is left out")
 			}
-			if wait = a.period; !complete {
-				wait = min(a.period, pollPeriod)
+			if wait = a.surveyor.config.Load().ResyncPeriod.Duration; !complete {
+				wait = min(wait, pollPeriod)
 			}
 		} else {
 			a.kernel.unfollow()
@@ -231,7 +233,10 @@ func (a *agent) startControllers(ctx context.Context) error {
 	}
 	announce := newAnnouncer(a.manager.GetEventRecorder("memqos"), a.options.NodeName)
 	a.kubelet = newKubeletFeature(a.ledger, a.metrics, announce, a.surveyor.log)
-	w := &writer{ledger: a.ledger, metrics: a.metrics, contests: newContests(), kubelet: a.kubelet}
+	if a.options.Source != nil {
+		go a.options.Source.Watch(ctx, func(u config.Update) { a.reconfigure(announce, u) })
+	}
+	w := &writer{ledger: a.ledger, metrics: a.metrics, contests: newContests(), kubelet: a.kubelet, dryRun: a.dryRun}
 	podReconciler := &podReconciler{pods, a.surveyor, a.pass, a.metrics, w, announce, a.kernel.index}
 	nodeReconciler := &nodeReconciler{pods, a.surveyor, a.pass, a.metrics, w}
 	if err := a.lookFirst(ctx, pods, podReconciler, nodeReconciler); err != nil {
@@ -257,6 +262,24 @@ func (a *agent) startControllers(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// dryRun reports whether nothing is to be written.
+func (a *agent) dryRun() bool { return a.surveyor.config.Load().Mode == config.DryRun }
+
+// reconfigure takes in a change of the configuration file. One that is not valid
+// changes nothing, and is told of.
+func (a *agent) reconfigure(announce *announcer, u config.Update) {
+	a.metrics.Reloaded(u.Err == nil, time.Now())
+	if u.Err != nil {
+		a.surveyor.log.Error(u.Err, "the configuration is refused, the last one stays")
+		announce.node(corev1.EventTypeWarning, "MemoryQoSConfigurationRefused", "Reload", "The last configuration stays: "+u.Err.Error())
+		return
+	}
+	a.surveyor.log.Info("the configuration has changed", "emulationVersion", u.Config.EmulationVersion,
+		"memoryThrottlingFactor", *u.Config.MemoryThrottlingFactor, "memoryReservationPolicy", u.Config.MemoryReservationPolicy, "mode", u.Config.Mode, "rules", len(u.Config.Rules))
+	a.surveyor.config.Store(u.Config)
+	a.pass.ask()
 }
 
 // lookFirst looks at every cgroup before the first is written: by what is there it
@@ -302,5 +325,6 @@ func (a *agent) addController(name string, workers int, events source.Source, r 
 // sumsMayDiffer reports whether a pod's change can change a sum over pods. Most
 // changes are of its status and cannot.
 func sumsMayDiffer(before, after *corev1.Pod) bool {
-	return qos.Active(before) != qos.Active(after) || qos.Class(before) != qos.Class(after) || !equality.Semantic.DeepEqual(before.Spec, after.Spec)
+	return qos.Active(before) != qos.Active(after) || qos.Class(before) != qos.Class(after) || !equality.Semantic.DeepEqual(before.Spec, after.Spec) ||
+		!maps.Equal(before.Labels, after.Labels) || !maps.Equal(before.Annotations, after.Annotations) // rules and annotations
 }

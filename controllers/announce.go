@@ -31,9 +31,10 @@ func (a *announcer) node(kind, reason, action, note string) {
 	a.recorder.Eventf(node, nil, kind, reason, action, "%s", note)
 }
 
-// pod emits an event on a pod if what it tells of did not hold before. subject
-// tells apart what may hold at the same time, such as two containers.
-func (a *announcer) pod(pod *corev1.Pod, subject string, holds bool, kind, reason, action, note string) {
+// pod emits an event on a pod if what it tells of did not hold before, and reports
+// whether it did. subject tells apart what may hold at the same time, such as two
+// containers.
+func (a *announcer) pod(pod *corev1.Pod, subject string, holds bool, kind, reason, action, note string) (said bool) {
 	key, what := client.ObjectKeyFromObject(pod), reason+" "+subject
 	a.mu.Lock()
 	held := a.said[key][what]
@@ -50,6 +51,7 @@ func (a *announcer) pod(pod *corev1.Pod, subject string, holds bool, kind, reaso
 	if holds && !held {
 		a.recorder.Eventf(pod, nil, kind, reason, action, "%s", note)
 	}
+	return holds && !held
 }
 
 // forget drops what was said of a pod that is gone.

@@ -17,8 +17,8 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/metrics"
-	"github.com/memqos/memqos/qos"
 )
 
 // pass enqueues everything there is, and knows when all of it was reconciled.
@@ -31,7 +31,7 @@ type pass struct {
 	queues    map[string]workqueue.TypedRateLimitingInterface[ctrl.Request] // by controller
 	pending   map[ctrl.Request]bool
 	began     time.Time
-	compared  map[string]int
+	found     findings
 	completed bool // once
 	asked     chan struct{}
 }
@@ -81,7 +81,7 @@ func (p *pass) begin(ctx context.Context, pods client.Reader, node ctrl.Request)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.pending) == 0 {
-		p.pending, p.compared, p.began = map[ctrl.Request]bool{}, map[string]int{}, time.Now()
+		p.pending, p.found, p.began = map[ctrl.Request]bool{}, findings{}, time.Now()
 	}
 	p.pending[node] = true
 	addLater(p.queues[nodeController], node)
@@ -102,23 +102,62 @@ func addLater(q workqueue.TypedRateLimitingInterface[ctrl.Request], req ctrl.Req
 	q.Add(req)
 }
 
-// done tells that an item was reconciled, and how many cgroups were compared.
-func (p *pass) done(req ctrl.Request, compared map[qos.Level]int) {
+// findings are what the reconcile of an item, or a pass, has seen.
+type findings struct {
+	compared map[string]int                 // cgroups, by level
+	drifted  map[string]map[memory.File]int // files that do not hold what is wanted, by level
+}
+
+func find(cgroups []seen, o outcome) findings {
+	f := findings{map[string]int{}, map[string]map[memory.File]int{}}
+	for i := range cgroups {
+		f.compared[string(cgroups[i].Level)]++
+	}
+	for _, c := range o.left {
+		f.drift(string(c.Level), c.file, 1)
+	}
+	return f
+}
+
+func (f *findings) drift(level string, file memory.File, n int) {
+	if f.drifted == nil {
+		f.drifted = map[string]map[memory.File]int{}
+	}
+	if f.drifted[level] == nil {
+		f.drifted[level] = map[memory.File]int{}
+	}
+	f.drifted[level][file] += n
+}
+
+func (f *findings) add(other findings) {
+	if f.compared == nil {
+		f.compared = map[string]int{}
+	}
+	for level, n := range other.compared {
+		f.compared[level] += n
+	}
+	for level, files := range other.drifted {
+		for file, n := range files {
+			f.drift(level, file, n)
+		}
+	}
+}
+
+// done tells that an item was reconciled, and what was found.
+func (p *pass) done(req ctrl.Request, found findings) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.pending[req] {
 		return
 	}
 	delete(p.pending, req)
-	for level, n := range compared {
-		p.compared[string(level)] += n
-	}
+	p.found.add(found)
 	if len(p.pending) > 0 {
 		return
 	}
 	p.completed = true
 	now := time.Now()
-	p.metrics.FullPass(float64(now.UnixNano())/1e9, now.Sub(p.began).Seconds(), p.compared)
+	p.metrics.FullPass(float64(now.UnixNano())/1e9, now.Sub(p.began).Seconds(), p.found.compared, p.found.drifted)
 }
 
 // ready is the readiness check: the first pass is over.

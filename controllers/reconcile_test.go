@@ -69,9 +69,10 @@ func newWorld(t *testing.T, tree string, objects ...client.Object) *world {
 	}
 	w.surveyor = &surveyor{
 		identities: identities,
-		nodeName:   "n", config: c, nodes: w.pods, metrics: m, log: logr.Discard(),
+		nodeName:   "n", nodes: w.pods, metrics: m, log: logr.Discard(),
 		discover: func() (*cgroup.Tree, error) { return cgroup.OpenFixture(w.dir, cgroup.NewLayout(config.Cgroupfs, "/")) },
 	}
+	w.surveyor.config.Store(c)
 	if !w.surveyor.survey(t.Context()) {
 		t.Fatal("the fixture is not served")
 	}
@@ -90,7 +91,7 @@ func (w *world) startAgent(state string) {
 	}
 	w.Cleanup(func() { _ = l.Close() })
 	m, p, announce := w.surveyor.metrics, newPass(w.surveyor.metrics), newAnnouncer(w.events, "n")
-	wr := &writer{ledger: l, metrics: m, contests: newContests(), kubelet: newKubeletFeature(l, m, announce, logr.Discard())}
+	wr := &writer{ledger: l, metrics: m, contests: newContests(), kubelet: newKubeletFeature(l, m, announce, logr.Discard()), dryRun: func() bool { return w.surveyor.config.Load().Mode == config.DryRun }}
 	w.pod = &podReconciler{w.pods, w.surveyor, p, m, wr, announce, newPodIndex()}
 	w.node = &nodeReconciler{w.pods, w.surveyor, p, m, wr}
 }
@@ -523,13 +524,13 @@ func TestPass(t *testing.T) {
 	reg := prometheus.NewRegistry()
 	p := newPass(metrics.New(reg, "", "", ""))
 	a, b := ctrl.Request{NamespacedName: client.ObjectKey{Name: "a"}}, ctrl.Request{NamespacedName: client.ObjectKey{Name: "b"}}
-	p.pending, p.compared = map[ctrl.Request]bool{a: true, b: true}, map[string]int{}
-	p.done(a, map[qos.Level]int{qos.LevelPod: 1})
-	p.done(a, map[qos.Level]int{qos.LevelPod: 1}) // reconciled twice, counted once
+	p.pending = map[ctrl.Request]bool{a: true, b: true}
+	p.done(a, findings{compared: map[string]int{"pod": 1}})
+	p.done(a, findings{compared: map[string]int{"pod": 1}}) // reconciled twice, counted once
 	if p.ready(nil) == nil {
 		t.Error("ready with an item pending")
 	}
-	p.done(b, map[qos.Level]int{qos.LevelPod: 1})
+	p.done(b, findings{compared: map[string]int{"pod": 1}})
 	if err := p.ready(nil); err != nil {
 		t.Error(err)
 	}

@@ -27,8 +27,8 @@ type podReconciler struct {
 }
 
 func (r *podReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	compared := map[qos.Level]int{}
-	defer func() { r.pass.done(req, compared) }()
+	var found findings
+	defer func() { r.pass.done(req, found) }()
 
 	var pod corev1.Pod
 	if err := r.pods.Get(ctx, req.NamespacedName, &pod); apierrors.IsNotFound(err) {
@@ -42,18 +42,29 @@ func (r *podReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.R
 	if site == nil || !qos.Active(&pod) {
 		return ctrl.Result{}, nil
 	}
+	r.faults(site, &pod)
 	cgroups, unread, err := r.observe(site, &pod)
 	defer closeAll(cgroups)
 	if err != nil {
 		r.metrics.Skipped("Unlocatable")
 		return ctrl.Result{}, fmt.Errorf("find the cgroups of pod %s: %w", req, err)
 	}
-	for i := range cgroups {
-		compared[cgroups[i].Level]++
-	}
 	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), cgroups)
+	found = find(cgroups, o)
 	r.tell(&pod, cgroups, o)
 	return ctrl.Result{RequeueAfter: o.again}, errors.Join(unread, err)
+}
+
+// faults says which annotations of a pod are passed over.
+func (r *podReconciler) faults(site *site, pod *corev1.Pod) {
+	_, errs := site.policy.For(pod)
+	var notes []string
+	for _, err := range errs {
+		notes = append(notes, err.Error())
+	}
+	if r.announce.pod(pod, strings.Join(notes, "; "), len(errs) > 0, corev1.EventTypeWarning, "MemoryQoSAnnotationIgnored", "Configure", strings.Join(notes, "; ")) {
+		r.metrics.AnnotationsIgnored(len(errs))
+	}
 }
 
 // observe looks at the cgroups of a pod, and takes in what they show of the
@@ -122,8 +133,8 @@ type nodeReconciler struct {
 }
 
 func (r *nodeReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
-	compared := map[qos.Level]int{}
-	defer func() { r.pass.done(req, compared) }()
+	var found findings
+	defer func() { r.pass.done(req, found) }()
 
 	site := r.surveyor.site.Load()
 	if site == nil {
@@ -134,10 +145,8 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	for i := range cgroups {
-		compared[cgroups[i].Level]++
-	}
 	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), cgroups)
+	found = find(cgroups, o)
 	r.metrics.ContestedFiles(r.writer.contests.contested())
 	return ctrl.Result{RequeueAfter: o.again}, errors.Join(unread, err)
 }

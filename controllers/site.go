@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 
 	"github.com/go-logr/logr"
+	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
@@ -28,13 +29,23 @@ type site struct {
 }
 
 func newSite(tree *cgroup.Tree, c *config.MemoryQoSConfiguration, allocatable int64, i *identities) *site {
-	return &site{tree, qos.NewPolicy(c, qos.Node{Allocatable: allocatable, PageSize: int64(os.Getpagesize())}), i}
+	return &site{tree, qos.NewPolicy(c, qos.Node{Allocatable: allocatable, Capacity: capacity(), PageSize: int64(os.Getpagesize())}), i}
+}
+
+// capacity is the machine's memory in bytes, 0 if not known: what the kubelet, by
+// way of /proc/meminfo, takes for the node's capacity.
+func capacity() int64 {
+	var info unix.Sysinfo_t
+	if err := unix.Sysinfo(&info); err != nil {
+		return 0
+	}
+	return int64(info.Totalram) * int64(info.Unit)
 }
 
 // surveyor finds the site, and finds it again at every full pass.
 type surveyor struct {
 	nodeName string
-	config   *config.MemoryQoSConfiguration
+	config   atomic.Pointer[config.MemoryQoSConfiguration]
 	// discover returns the tree, or an UnsupportedError.
 	discover func() (*cgroup.Tree, error)
 	// nodes reads the Node from the API server.
@@ -64,6 +75,7 @@ func (s *surveyor) survey(ctx context.Context) bool {
 	if old := s.site.Load(); old != nil && old.tree.Same(tree) {
 		tree = old.tree // the fresh one is closed when it is collected
 	}
+	c := s.config.Load()
 	allocatable, note := nodeAllocatable(ctx, tree, s.nodes, s.nodeName)
 	if note != "" && note != s.saidNote {
 		s.log.Info(note, "allocatableBytes", allocatable)
@@ -71,12 +83,12 @@ func (s *surveyor) survey(ctx context.Context) bool {
 	s.saidNote = note
 	if s.saidRoot != tree.Layout.Root {
 		s.log.Info("serving this node", "kubepods", tree.Layout.Root, "cgroupDriver", tree.Layout.Driver, "mount", tree.Mount, "allocatableBytes", allocatable,
-			"emulationVersion", s.config.EmulationVersion, "memoryThrottlingFactor", *s.config.MemoryThrottlingFactor,
-			"memoryReservationPolicy", s.config.MemoryReservationPolicy)
+			"emulationVersion", c.EmulationVersion, "memoryThrottlingFactor", *c.MemoryThrottlingFactor,
+			"memoryReservationPolicy", c.MemoryReservationPolicy, "mode", c.Mode)
 	}
 	s.saidReason, s.saidRoot = "", tree.Layout.Root
 	s.metrics.Supported(allocatable)
-	s.site.Store(newSite(tree, s.config, allocatable, s.identities))
+	s.site.Store(newSite(tree, c, allocatable, s.identities))
 	return true
 }
 

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/go-logr/logr"
@@ -139,6 +141,10 @@ type writer struct {
 	metrics  *metrics.Metrics
 	contests *contests
 	kubelet  *kubeletFeature
+	// dryRun: nothing is written.
+	dryRun func() bool
+	// would is what was said of a dry run, so that it is said once.
+	would sync.Map // ledger.Key to memory.Value
 }
 
 // outcome is what came of applying, beside errors.
@@ -149,6 +155,8 @@ type outcome struct {
 	pending []change
 	// contested are files that somebody else keeps writing.
 	contested []change
+	// left are all that do not hold what is wanted, these included.
+	left []change
 }
 
 func (o *outcome) comeBack(after time.Duration) {
@@ -162,7 +170,7 @@ func (o *outcome) comeBack(after time.Duration) {
 // cannot write.
 func (w *writer) apply(ctx context.Context, log logr.Logger, cgroups []seen) (outcome, error) {
 	var o outcome
-	var errs []error
+	errs := []error{w.giveBack(cgroups)}
 	for _, c := range ordered(differences(cgroups)) {
 		if ctx.Err() != nil {
 			return o, ctx.Err()
@@ -175,6 +183,10 @@ func (w *writer) apply(ctx context.Context, log logr.Logger, cgroups []seen) (ou
 		switch result {
 		case metrics.Written:
 			log.V(2).Info("wrote", "cgroup", c.Cgroup.Cgroup, "file", c.file, "from", c.from.String(), "to", c.to.String(), "reason", c.Reason[c.file])
+		case metrics.DryRun:
+			if said, ok := w.would.Swap(c.key(), c.to); !ok || said != c.to {
+				log.Info("would write", "cgroup", c.Cgroup.Cgroup, "file", c.file, "from", c.from.String(), "to", c.to.String(), "reason", c.Reason[c.file])
+			}
 		case metrics.Deferred:
 			o.pending = append(o.pending, c)
 		case metrics.Contested:
@@ -182,11 +194,50 @@ func (w *writer) apply(ctx context.Context, log logr.Logger, cgroups []seen) (ou
 		case metrics.Failed, metrics.NotKept:
 			errs = append(errs, err)
 		}
+		if result != metrics.Written && result != metrics.Gone {
+			o.left = append(o.left, c)
+		}
 		if again > 0 {
 			o.comeBack(again)
 		}
 	}
 	return o, errors.Join(errs...)
+}
+
+// giveBack puts back what was in files that are not memqos's any more: of a pod that
+// is excluded by now, or a release that does not write them.
+func (w *writer) giveBack(cgroups []seen) error {
+	if w.dryRun() {
+		return nil
+	}
+	var errs []error
+	var done []ledger.Key
+	for i := range cgroups {
+		s := &cgroups[i]
+		for _, file := range fileOrder {
+			if _, managed := s.Values[file]; managed || slices.Contains(s.Waits, file) {
+				continue
+			}
+			key := ledger.Key{Inode: s.dir.Inode, File: file}
+			e, ours := w.ledger.Get(key)
+			if !ours {
+				continue
+			}
+			now, err := s.dir.Value(file)
+			if err == nil && now == e.Wrote && now != e.Original {
+				err = put(s.dir, file, now, e.Original)
+			}
+			if err != nil && !cgroup.IsGone(err) {
+				errs = append(errs, err)
+				continue
+			}
+			done = append(done, key)
+		}
+	}
+	if len(done) > 0 {
+		errs = append(errs, w.ledger.Forget(done...))
+	}
+	return errors.Join(errs...)
 }
 
 // write makes one change. again is when to come back to it, 0 for never.
@@ -201,6 +252,9 @@ func (w *writer) write(c change) (_ metrics.Result, again time.Duration, _ error
 		case !limitFits(usage, c.to):
 			return metrics.Deferred, retryDeferred, nil
 		}
+	}
+	if w.dryRun() {
+		return metrics.DryRun, 0, nil
 	}
 	// What somebody wrote over a value of ours is repaired, but not for ever.
 	e, ours := w.ledger.Get(c.key())

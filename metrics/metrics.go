@@ -3,6 +3,8 @@
 package metrics
 
 import (
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/memqos/memqos/memory"
@@ -19,6 +21,7 @@ const (
 	Deferred  Result = "deferred"   // not tried: memory.max would fall on what is in use
 	BackedOff Result = "backed_off" // not tried yet: somebody else keeps writing the file
 	Contested Result = "contested"  // hardly tried any more: somebody else keeps writing the file
+	DryRun    Result = "dry_run"    // not tried: mode is DryRun
 	Failed    Result = "failed"     // the kernel refused
 )
 
@@ -34,7 +37,7 @@ const (
 )
 
 var (
-	results = []Result{Written, NotKept, Gone, Deferred, BackedOff, Contested, Failed}
+	results = []Result{Written, NotKept, Gone, Deferred, BackedOff, Contested, DryRun, Failed}
 	levels  = []string{"node", "qos", "pod", "container"}
 )
 
@@ -44,6 +47,11 @@ type Metrics struct {
 	repairs       *prometheus.CounterVec
 	kubelet       *prometheus.GaugeVec
 	contested     prometheus.Gauge
+	drifted       *prometheus.GaugeVec
+	annotations   prometheus.Counter
+	reloads       *prometheus.CounterVec
+	reloadOK      prometheus.Gauge
+	reloadTime    prometheus.Gauge
 	watches       prometheus.Gauge
 	unwatched     prometheus.Gauge
 	eventsLost    prometheus.Counter
@@ -77,6 +85,26 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 		contested: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "memqos_contested_files",
 			Help: "Files that somebody else keeps writing, which are therefore hardly repaired any more.",
+		}),
+		drifted: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "memqos_drifted_files",
+			Help: "Files that did not hold what is wanted after the last full pass, by the level of the cgroup: because the mode is DryRun, a limit waits, somebody else keeps writing, or the kernel refuses.",
+		}, []string{"level", "file"}),
+		annotations: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "memqos_annotations_ignored_total",
+			Help: "Annotations of pods that were passed over because their value cannot be meant.",
+		}),
+		reloads: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "memqos_config_reloads_total",
+			Help: "Changes of the configuration file, by result: success, or failure, which keeps the last one.",
+		}, []string{"result"}),
+		reloadOK: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "memqos_config_last_reload_successful",
+			Help: "1 if the configuration file is the one that is used, 0 if it was refused and an earlier one stays.",
+		}),
+		reloadTime: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "memqos_config_last_reload_success_timestamp_seconds",
+			Help: "When a configuration was last taken over, in seconds since the epoch; 0 before the first change.",
 		}),
 		watches: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "memqos_watched_cgroups",
@@ -137,8 +165,12 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 		Help: "Always 1; the labels say what is running.",
 	}, []string{"version", "revision", "goversion"})
 	buildInfo.WithLabelValues(version, revision, goVersion).Set(1)
-	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.watches, m.unwatched, m.eventsLost, m.refused, m.timeToValue, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
+	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.drifted, m.annotations, m.reloads, m.reloadOK, m.reloadTime, m.watches, m.unwatched, m.eventsLost, m.refused, m.timeToValue, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
 
+	m.reloadOK.Set(1)
+	for _, result := range []string{"success", "failure"} {
+		m.reloads.WithLabelValues(result)
+	}
 	// A counter that is not there cannot be told from one that is 0.
 	for _, level := range levels {
 		for _, file := range memory.Files {
@@ -214,13 +246,32 @@ func (m *Metrics) Feature(name string, enabled bool) {
 	m.feature.WithLabelValues(name).Set(value)
 }
 
+// AnnotationsIgnored counts annotations that were passed over.
+func (m *Metrics) AnnotationsIgnored(n int) { m.annotations.Add(float64(n)) }
+
+// Reloaded tells of a change of the configuration file.
+func (m *Metrics) Reloaded(ok bool, at time.Time) {
+	if !ok {
+		m.reloads.WithLabelValues("failure").Inc()
+		m.reloadOK.Set(0)
+		return
+	}
+	m.reloads.WithLabelValues("success").Inc()
+	m.reloadOK.Set(1)
+	m.reloadTime.Set(float64(at.UnixNano()) / 1e9)
+}
+
 // FullPass reports a completed pass: when it ended and how long it took, in
-// seconds, and the number of cgroups that it compared at each level.
-func (m *Metrics) FullPass(ended, took float64, cgroups map[string]int) {
+// seconds, and at each level the number of cgroups that it compared and of files
+// that did not hold what is wanted.
+func (m *Metrics) FullPass(ended, took float64, cgroups map[string]int, drifted map[string]map[memory.File]int) {
 	m.fullPasses.Inc()
 	m.fullPassTime.Set(ended)
 	m.fullPassTaken.Set(took)
 	for _, level := range levels {
 		m.cgroups.WithLabelValues(level).Set(float64(cgroups[level]))
+		for _, file := range memory.Files {
+			m.drifted.WithLabelValues(level, string(file)).Set(float64(drifted[level][file]))
+		}
 	}
 }

@@ -33,6 +33,10 @@ type Cgroup struct {
 	Values memory.Values `json:"values"`
 	// Reason says in words how each value came about.
 	Reason map[memory.File]string `json:"reason"`
+	// Waits are files of which nothing can be said for now, such as memory.max while
+	// a pod is being resized. What is in neither Waits nor Values is not, or no
+	// longer, memqos's to set.
+	Waits []memory.File `json:"-"`
 }
 
 func (c *Cgroup) set(file memory.File, v memory.Value, reason string) {

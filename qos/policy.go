@@ -236,6 +236,7 @@ func (p podPlanner) container(name string, r *corev1.ResourceRequirements) Cgrou
 		p.throttle(&c, m.request, m.limit, "limit")
 	case p.node.Allocatable == 0 && p.MemoryHigh.Value:
 		c.Reason[memory.High] = AllocatableUnknown
+		c.Waits = append(c.Waits, memory.High)
 	default:
 		p.throttle(&c, m.request, p.node.Allocatable, "node allocatable")
 	}

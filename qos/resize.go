@@ -52,6 +52,7 @@ func (p Policy) actuated(pod *corev1.Pod) (_ *corev1.Pod, resizing bool) {
 // in between undoes the resize.
 func (c *Cgroup) leaveMax() {
 	c.leave(memory.Max, "the pod is being resized in place")
+	c.Waits = append(c.Waits, memory.Max)
 }
 
 // reported is what the kubelet reports of a container's resources, or nil.

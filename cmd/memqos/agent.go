@@ -33,7 +33,7 @@ kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
   memqos agent --config /etc/memqos/config.yaml --cgroup-root /host/sys/fs/cgroup`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := flags.load()
+			source, c, err := flags.open()
 			if err != nil {
 				return err
 			}
@@ -49,7 +49,7 @@ kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
 				return err
 			}
 			o := flags.options(c)
-			o.Log = log
+			o.Log, o.Source = log, source
 			o.Metrics = metrics.New(ctrlmetrics.Registry, version, buildRevision(), runtime.Version())
 			if o.Boot, err = cgroup.BootID(); err != nil {
 				return err

@@ -36,12 +36,15 @@ func (f *treeFlags) add(cmd *cobra.Command) {
 
 // load reads the configuration and lays the flags over it.
 func (f *treeFlags) load() (*config.MemoryQoSConfiguration, error) {
-	return config.Load(f.config, func(c *config.MemoryQoSConfiguration) {
-		if c.FeatureGates == nil {
-			c.FeatureGates = map[string]bool{}
-		}
-		maps.Copy(c.FeatureGates, f.featureGates)
-	})
+	return config.Load(f.config, f.overlay)
+}
+
+// overlay lays the flags over a configuration.
+func (f *treeFlags) overlay(c *config.MemoryQoSConfiguration) {
+	if c.FeatureGates == nil {
+		c.FeatureGates = map[string]bool{}
+	}
+	maps.Copy(c.FeatureGates, f.featureGates)
 }
 
 // discover returns what finds the tree.
@@ -65,12 +68,22 @@ func (f *nodeFlags) add(cmd *cobra.Command) {
 	fs.Var(cliflag.NewMapStringBool(&f.featureGates), "feature-gates", "feature gates that override the configuration, as MemoryQoS=true|false")
 }
 
+var errNoNodeName = errors.New("the node's name is not known: give --node-name, or set NODE_NAME (in a pod from spec.nodeName)")
+
 // load reads the configuration and lays the flags over it.
 func (f *nodeFlags) load() (*config.MemoryQoSConfiguration, error) {
 	if f.nodeName == "" {
-		return nil, errors.New("the node's name is not known: give --node-name, or set NODE_NAME (in a pod from spec.nodeName)")
+		return nil, errNoNodeName
 	}
 	return f.treeFlags.load()
+}
+
+// open does the same, and returns the source of later changes too.
+func (f *nodeFlags) open() (*config.Source, *config.MemoryQoSConfiguration, error) {
+	if f.nodeName == "" {
+		return nil, nil, errNoNodeName
+	}
+	return config.Open(f.config, f.overlay)
 }
 
 // api returns how to reach the API server.

@@ -40,7 +40,7 @@ is in use is left, and named; run restore again once usage has fallen.`,
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "%d files restored, %d needed nothing, %d left\n", r.Restored, r.Unchanged, len(r.Left))
+			cmd.Printf("%d files restored, %d needed nothing, %d left\n", r.Restored, r.Unchanged, len(r.Left))
 			return errors.Join(r.Left...)
 		},
 	}
