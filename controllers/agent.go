@@ -130,6 +130,7 @@ type agent struct {
 	ledger   *ledger.Ledger
 	kubelet  *kubeletFeature
 	kernel   *kernel
+	guard    *stallGuard
 	idle     atomic.Bool
 }
 
@@ -168,6 +169,7 @@ func (a *agent) Start(ctx context.Context) error {
 				a.surveyor.log.Error(err, "a full pass is left out")
 			}
 			if wait = a.surveyor.config.Load().ResyncPeriod.Duration; !complete {
+				a.guard.poll()
 				wait = min(wait, pollPeriod)
 			}
 		} else {
@@ -189,6 +191,7 @@ func (a *agent) tidy() {
 	if err := a.kubelet.giveBack(tree); err != nil {
 		a.surveyor.log.Error(err, "not everything was given back to the kubelet")
 	}
+	a.guard.tidy(tree)
 	if err := a.ledger.Prune(tree.Is); err != nil {
 		a.surveyor.log.Error(err, "the state was not tidied")
 	}
@@ -237,6 +240,11 @@ func (a *agent) startControllers(ctx context.Context) error {
 		go a.options.Source.Watch(ctx, func(u config.Update) { a.reconfigure(announce, u) })
 	}
 	w := &writer{ledger: a.ledger, metrics: a.metrics, contests: newContests(), kubelet: a.kubelet, dryRun: a.dryRun}
+	w.landings = newLandings(a.ledger, a.metrics, a.surveyor.log, func(pod ctrl.Request) { a.pass.enqueue(podController, pod) })
+	w.guard = newStallGuard(a.surveyor, a.pass, announce, a.metrics, a.surveyor.log, a.options.Boot)
+	a.guard, a.kernel.counted = w.guard, w.guard.counted
+	go w.landings.run(ctx)
+	go w.guard.run(ctx)
 	podReconciler := &podReconciler{pods, a.surveyor, a.pass, a.metrics, w, announce, a.kernel.index}
 	nodeReconciler := &nodeReconciler{pods, a.surveyor, a.pass, a.metrics, w}
 	if err := a.lookFirst(ctx, pods, podReconciler, nodeReconciler); err != nil {

@@ -54,6 +54,11 @@ func (a *announcer) pod(pod *corev1.Pod, subject string, holds bool, kind, reaso
 	return holds && !held
 }
 
+// always emits an event on a pod, for what is a change by itself.
+func (a *announcer) always(pod *corev1.Pod, kind, reason, action, note string) {
+	a.recorder.Eventf(pod, nil, kind, reason, action, "%s", note)
+}
+
 // forget drops what was said of a pod that is gone.
 func (a *announcer) forget(pod client.ObjectKey) {
 	a.mu.Lock()

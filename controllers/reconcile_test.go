@@ -85,6 +85,9 @@ func newWorld(t *testing.T, tree string, objects ...client.Object) *world {
 // is in a state directory.
 func (w *world) startAgent(state string) {
 	w.Helper()
+	c := w.surveyor.config.Load().DeepCopy()
+	c.StateDir = state
+	w.surveyor.config.Store(c)
 	l, err := ledger.Open(state, "boot")
 	if err != nil {
 		w.Fatal(err)
@@ -92,6 +95,8 @@ func (w *world) startAgent(state string) {
 	w.Cleanup(func() { _ = l.Close() })
 	m, p, announce := w.surveyor.metrics, newPass(w.surveyor.metrics), newAnnouncer(w.events, "n")
 	wr := &writer{ledger: l, metrics: m, contests: newContests(), kubelet: newKubeletFeature(l, m, announce, logr.Discard()), dryRun: func() bool { return w.surveyor.config.Load().Mode == config.DryRun }}
+	wr.landings = newLandings(l, m, logr.Discard(), func(ctrl.Request) {})
+	wr.guard = newStallGuard(w.surveyor, p, announce, m, logr.Discard(), "boot")
 	w.pod = &podReconciler{w.pods, w.surveyor, p, m, wr, announce, newPodIndex()}
 	w.node = &nodeReconciler{w.pods, w.surveyor, p, m, wr}
 }
@@ -246,7 +251,7 @@ func TestOverwritesAreRepaired(t *testing.T) {
 
 // memory.max is raised at once, and lowered only where usage leaves room.
 func TestLimitIsNotLoweredUnderUsage(t *testing.T) {
-	w := newWorld(t, strings.ReplaceAll(podTree, idApp+" 0 0 max 134217728", idApp+" 0 0 max 268435456 130000000"), burstable("p", "64Mi", "128Mi"))
+	w := newWorld(t, strings.ReplaceAll(podTree, idApp+" 0 0 max 134217728", idApp+" 0 0 max 268435456 126500000"), burstable("p", "64Mi", "128Mi"))
 	result, err := w.reconcilePod("p")
 	if err != nil {
 		t.Fatal(err)
@@ -444,7 +449,7 @@ func TestApplyStops(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer closeAll(cgroups)
-	_, err = w.pod.writer.apply(ctx, logr.Discard(), cgroups)
+	_, err = w.pod.writer.apply(ctx, logr.Discard(), w.surveyor.site.Load().tree, ctrl.Request{}, cgroups)
 	if !errors.Is(err, context.Canceled) {
 		t.Errorf("got %v", err)
 	}

@@ -49,7 +49,9 @@ func (r *podReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.R
 		r.metrics.Skipped("Unlocatable")
 		return ctrl.Result{}, fmt.Errorf("find the cgroups of pod %s: %w", req, err)
 	}
-	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), cgroups)
+	policy, _ := site.policy.For(&pod)
+	r.writer.guard.overlay(&pod, cgroups, policy.StallGuard.Value)
+	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), site.tree, req, cgroups)
 	found = find(cgroups, o)
 	r.tell(&pod, cgroups, o)
 	return ctrl.Result{RequeueAfter: o.again}, errors.Join(unread, err)
@@ -145,7 +147,7 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), cgroups)
+	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), site.tree, req, cgroups)
 	found = find(cgroups, o)
 	r.metrics.ContestedFiles(r.writer.contests.contested())
 	return ctrl.Result{RequeueAfter: o.again}, errors.Join(unread, err)

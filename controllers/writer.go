@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/go-logr/logr"
+	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/memqos/memqos/cgroup"
 	"github.com/memqos/memqos/ledger"
@@ -141,6 +142,8 @@ type writer struct {
 	metrics  *metrics.Metrics
 	contests *contests
 	kubelet  *kubeletFeature
+	landings *landings
+	guard    *stallGuard
 	// dryRun: nothing is written.
 	dryRun func() bool
 	// would is what was said of a dry run, so that it is said once.
@@ -168,7 +171,7 @@ func (o *outcome) comeBack(after time.Duration) {
 // apply makes the files hold what is wanted of them. cgroups is in top-down
 // order. It writes nothing that is already so, and goes on after a file that it
 // cannot write.
-func (w *writer) apply(ctx context.Context, log logr.Logger, cgroups []seen) (outcome, error) {
+func (w *writer) apply(ctx context.Context, log logr.Logger, tree *cgroup.Tree, request ctrl.Request, cgroups []seen) (outcome, error) {
 	var o outcome
 	errs := []error{w.giveBack(cgroups)}
 	for _, c := range ordered(differences(cgroups)) {
@@ -178,7 +181,7 @@ func (w *writer) apply(ctx context.Context, log logr.Logger, cgroups []seen) (ou
 		if w.kubelet.manages(c.file) {
 			continue
 		}
-		result, again, err := w.write(c)
+		result, again, err := w.write(tree, request, c)
 		w.metrics.Write(string(c.Level), c.file, result)
 		switch result {
 		case metrics.Written:
@@ -241,7 +244,7 @@ func (w *writer) giveBack(cgroups []seen) error {
 }
 
 // write makes one change. again is when to come back to it, 0 for never.
-func (w *writer) write(c change) (_ metrics.Result, again time.Duration, _ error) {
+func (w *writer) write(tree *cgroup.Tree, request ctrl.Request, c change) (_ metrics.Result, again time.Duration, _ error) {
 	if c.file == memory.Max && c.to < c.from {
 		usage, err := c.dir.Usage()
 		switch {
@@ -268,6 +271,14 @@ func (w *writer) write(c change) (_ metrics.Result, again time.Duration, _ error
 			return metrics.BackedOff, wait, nil
 		}
 		w.metrics.Repair(string(c.Level), c.file, cause)
+	}
+	if c.file == memory.High {
+		usage, err := c.dir.Usage()
+		if err == nil && c.to < c.from && usage > c.to {
+			w.landings.lower(tree, &c, request)
+			return metrics.Landing, retryDeferred, nil
+		}
+		w.landings.cancel(c.dir.Inode) // a raise overtakes
 	}
 	if err := w.ledger.Before(c.key(), c.Cgroup.Cgroup, c.from, c.to); err != nil {
 		// Without a way back there is no way in.

@@ -21,6 +21,7 @@ const (
 	Deferred  Result = "deferred"   // not tried: memory.max would fall on what is in use
 	BackedOff Result = "backed_off" // not tried yet: somebody else keeps writing the file
 	Contested Result = "contested"  // hardly tried any more: somebody else keeps writing the file
+	Landing   Result = "landing"    // under way: memory.high is lowered below usage in steps
 	DryRun    Result = "dry_run"    // not tried: mode is DryRun
 	Failed    Result = "failed"     // the kernel refused
 )
@@ -37,7 +38,7 @@ const (
 )
 
 var (
-	results = []Result{Written, NotKept, Gone, Deferred, BackedOff, Contested, DryRun, Failed}
+	results = []Result{Written, NotKept, Gone, Deferred, BackedOff, Contested, Landing, DryRun, Failed}
 	levels  = []string{"node", "qos", "pod", "container"}
 )
 
@@ -48,6 +49,10 @@ type Metrics struct {
 	kubelet       *prometheus.GaugeVec
 	contested     prometheus.Gauge
 	drifted       *prometheus.GaugeVec
+	landings      prometheus.Gauge
+	landed        *prometheus.CounterVec
+	guardChanges  *prometheus.CounterVec
+	guarded       *prometheus.GaugeVec
 	annotations   prometheus.Counter
 	reloads       *prometheus.CounterVec
 	reloadOK      prometheus.Gauge
@@ -90,6 +95,22 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 			Name: "memqos_drifted_files",
 			Help: "Files that did not hold what is wanted after the last full pass, by the level of the cgroup: because the mode is DryRun, a limit waits, somebody else keeps writing, or the kernel refuses.",
 		}, []string{"level", "file"}),
+		landings: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "memqos_landings",
+			Help: "Cgroups whose memory.high is being lowered below usage, in steps, or waits for that.",
+		}),
+		landed: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "memqos_landings_total",
+			Help: "Ends of stepwise lowerings of memory.high, by result: written, or deferred where nothing could be reclaimed and the old value was put back for a time.",
+		}, []string{"result"}),
+		guardChanges: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "memqos_guard_changes_total",
+			Help: "Times the stall guard raised memory.high of a stalled cgroup (MemoryThrottleRelaxed) or brought it back to the plan (MemoryThrottleRestored).",
+		}, []string{"reason"}),
+		guarded: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "memqos_guarded_cgroups",
+			Help: "Cgroups that the stall guard looks after, by state: all; armed, which are being read once a second or two; relaxed, whose memory.high is raised.",
+		}, []string{"state"}),
 		annotations: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "memqos_annotations_ignored_total",
 			Help: "Annotations of pods that were passed over because their value cannot be meant.",
@@ -165,8 +186,15 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 		Help: "Always 1; the labels say what is running.",
 	}, []string{"version", "revision", "goversion"})
 	buildInfo.WithLabelValues(version, revision, goVersion).Set(1)
-	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.drifted, m.annotations, m.reloads, m.reloadOK, m.reloadTime, m.watches, m.unwatched, m.eventsLost, m.refused, m.timeToValue, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
+	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.landings, m.landed, m.guardChanges, m.guarded, m.drifted, m.annotations, m.reloads, m.reloadOK, m.reloadTime, m.watches, m.unwatched, m.eventsLost, m.refused, m.timeToValue, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
 
+	for _, result := range []Result{Written, Deferred} {
+		m.landed.WithLabelValues(string(result))
+	}
+	for _, reason := range []string{"MemoryThrottleRelaxed", "MemoryThrottleRestored"} {
+		m.guardChanges.WithLabelValues(reason)
+	}
+	m.Guard(0, 0, 0)
 	m.reloadOK.Set(1)
 	for _, result := range []string{"success", "failure"} {
 		m.reloads.WithLabelValues(result)
@@ -244,6 +272,22 @@ func (m *Metrics) Feature(name string, enabled bool) {
 		value = 1
 	}
 	m.feature.WithLabelValues(name).Set(value)
+}
+
+// Landings says how many landings there are.
+func (m *Metrics) Landings(n int) { m.landings.Set(float64(n)) }
+
+// Landed counts the end of a landing.
+func (m *Metrics) Landed(result Result) { m.landed.WithLabelValues(string(result)).Inc() }
+
+// GuardChanged counts a change of the stall guard's mind.
+func (m *Metrics) GuardChanged(reason string) { m.guardChanges.WithLabelValues(reason).Inc() }
+
+// Guard says how many cgroups are guarded, read often, and relaxed.
+func (m *Metrics) Guard(all, armed, relaxed int) {
+	m.guarded.WithLabelValues("all").Set(float64(all))
+	m.guarded.WithLabelValues("armed").Set(float64(armed))
+	m.guarded.WithLabelValues("relaxed").Set(float64(relaxed))
 }
 
 // AnnotationsIgnored counts annotations that were passed over.
