@@ -187,6 +187,9 @@ func (a *agent) Start(ctx context.Context) error {
 // tidy is what comes before each full pass: files that the kubelet has taken over
 // are given back, and the ledger forgets cgroups that are gone.
 func (a *agent) tidy() {
+	if path := a.surveyor.config.Load().KubeletConfigFile; path != "" {
+		a.kubelet.readConfig(path)
+	}
 	tree := a.surveyor.site.Load().tree
 	if err := a.kubelet.giveBack(tree); err != nil {
 		a.surveyor.log.Error(err, "not everything was given back to the kubelet")

@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"maps"
 	"path"
 
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
@@ -24,7 +25,8 @@ type Verdict string
 const (
 	Fulfilled Verdict = "Fulfilled" // every managed file holds what is wanted
 	Drifted   Verdict = "Drifted"   // some file holds another value
-	Pending   Verdict = "Pending"   // there is no cgroup yet, or a lowering of memory.max waits for usage to fall
+	Relaxed   Verdict = "Relaxed"   // memory.high is raised by the stall guard
+	Pending   Verdict = "Pending"   // there is no cgroup yet, or a limit waits for usage to fall
 	Unknown   Verdict = "Unknown"   // neither the pod's status nor an OCI bundle says whose it is; left alone
 )
 
@@ -101,7 +103,9 @@ func Inspect(ctx context.Context, api *rest.Config, o Options) (*Inspection, err
 	if err != nil {
 		return nil, err
 	}
-	return newSite(tree, o.Config, allocatable, identities).inspect(o.NodeName, allocatable, pods.Items)
+	site := newSite(tree, o.Config, allocatable, identities)
+	site.relaxed = relaxedTo(o.Config.StateDir, o.Boot)
+	return site.inspect(o.NodeName, allocatable, pods.Items)
 }
 
 func (s *site) inspect(node string, allocatable int64, pods []corev1.Pod) (*Inspection, error) {
@@ -208,7 +212,16 @@ func (s *site) observe(in *Inspection, c qos.Cgroup) error {
 	if err != nil {
 		return err
 	}
-	o.Actual, o.Verdict = actual, verdict(c.Values, actual, memory.Value(st.GetMemory().GetUsage()))
+	if high, relaxed := s.relaxedAt(c.Cgroup); relaxed && high == actual[memory.High] && high > c.Values[memory.High] {
+		o.Wanted = maps.Clone(c.Values)
+		o.Wanted[memory.High] = high
+		o.Reason = maps.Clone(c.Reason)
+		o.Reason[memory.High] = "raised by the stall guard from " + c.Values[memory.High].Human()
+	}
+	o.Actual, o.Verdict = actual, verdict(o.Wanted, actual, memory.Value(st.GetMemory().GetUsage()))
+	if o.Verdict == Fulfilled && o.Wanted[memory.High] != c.Values[memory.High] {
+		o.Verdict = Relaxed
+	}
 	o.UsageBytes = st.GetMemory().GetUsage()
 	if e := st.GetMemoryEvents(); e != nil {
 		o.Events = map[string]uint64{"low": e.GetLow(), "high": e.GetHigh(), "max": e.GetMax(), "oom": e.GetOom(), "oom_kill": e.GetOomKill(), "oom_group_kill": e.GetOomGroupKill()}
@@ -227,6 +240,20 @@ func pressure(psi *stats.PSIStats) *Pressure {
 	}
 }
 
+// relaxedAt returns what the stall guard has raised memory.high of a cgroup to.
+func (s *site) relaxedAt(dir string) (high memory.Value, ok bool) {
+	if len(s.relaxed) == 0 {
+		return 0, false
+	}
+	d, err := s.tree.Open(dir)
+	if err != nil {
+		return 0, false
+	}
+	defer d.Close()
+	high, ok = s.relaxed[d.Inode]
+	return high, ok
+}
+
 // verdict compares what is wanted of a cgroup with what it holds.
 func verdict(wanted, actual memory.Values, usage memory.Value) Verdict {
 	if wanted == nil {
@@ -238,7 +265,7 @@ func verdict(wanted, actual memory.Values, usage memory.Value) Verdict {
 		if got == want {
 			continue
 		}
-		if file == memory.Max && want < got && !limitFits(usage, want) {
+		if want < got && (file == memory.Max && !limitFits(usage, want) || file == memory.High && usage > want) {
 			if v == Fulfilled {
 				v = Pending
 			}

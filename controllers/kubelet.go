@@ -63,6 +63,8 @@ type kubeletFeature struct {
 	log      logr.Logger
 	now      func() time.Time
 
+	unread string // why the configuration file was last not read
+
 	mu       sync.Mutex
 	evidence map[duty]*evidence
 }
@@ -81,6 +83,8 @@ func newKubeletFeature(l *ledger.Ledger, m *metrics.Metrics, a *announcer, log l
 // evidence weighs what cgroups show. A cgroup is known by its inode number.
 type evidence struct {
 	standing bool // down
+	// configured: the kubelet's configuration file says that it does the duty.
+	configured bool
 	// written are those that hold a kubelet's value, with the settings by which it
 	// would have come about: witnesses must have one in common.
 	written map[uint64]witness
@@ -100,9 +104,9 @@ type witness struct {
 }
 
 // seeWritten takes in a cgroup that holds a kubelet's value.
-func (e *evidence) seeWritten(inode uint64, cgroup string, by ...qos.Throttling) (changed bool) {
+func (e *evidence) seeWritten(inode uint64, cgroup string, by ...qos.Throttling) {
 	if _, discounted := e.discounted[inode]; discounted {
-		return false
+		return
 	}
 	if e.written == nil {
 		e.written = map[uint64]witness{}
@@ -110,7 +114,7 @@ func (e *evidence) seeWritten(inode uint64, cgroup string, by ...qos.Throttling)
 	e.written[inode] = witness{cgroup, by}
 	if e.standing {
 		delete(e.unwritten, inode)
-		return false
+		return
 	}
 	for _, setting := range by {
 		agree := 0
@@ -121,44 +125,40 @@ func (e *evidence) seeWritten(inode uint64, cgroup string, by ...qos.Throttling)
 		}
 		if agree >= witnesses {
 			e.standing, e.unwritten, e.classUnwritten = true, nil, time.Time{}
-			return true
+			return
 		}
 	}
-	return false
 }
 
 // seeUnwritten takes in a cgroup that a kubelet would have written to and has not.
-func (e *evidence) seeUnwritten(inode uint64) (changed bool) {
+func (e *evidence) seeUnwritten(inode uint64) {
 	delete(e.written, inode)
 	if !e.standing {
-		return false
+		return
 	}
 	if e.unwritten == nil {
 		e.unwritten = map[uint64]bool{}
 	}
 	e.unwritten[inode] = true
-	if len(e.unwritten) < witnesses {
-		return false
+	if len(e.unwritten) >= witnesses {
+		e.resume()
 	}
-	e.resume()
-	return true
 }
 
 // seeClass takes in whether the Burstable class is protected.
-func (e *evidence) seeClass(protected bool, now time.Time) (changed bool) {
+func (e *evidence) seeClass(protected bool, now time.Time) {
 	switch {
 	case !e.standing || protected:
 		e.classUnwritten = time.Time{}
-		return false
 	case e.classUnwritten.IsZero():
 		e.classUnwritten = now
-		return false
-	case now.Sub(e.classUnwritten) < classPatience:
-		return false
+	case now.Sub(e.classUnwritten) >= classPatience:
+		e.resume()
 	}
-	e.resume()
-	return true
 }
+
+// down reports whether memqos stands down.
+func (e *evidence) down() bool { return e.standing || e.configured }
 
 func (e *evidence) resume() {
 	discounted := map[uint64]string{}
@@ -166,7 +166,7 @@ func (e *evidence) resume() {
 		discounted[inode] = w.cgroup
 	}
 	maps.Copy(discounted, e.discounted)
-	*e = evidence{discounted: discounted}
+	*e = evidence{discounted: discounted, configured: e.configured}
 }
 
 // prune forgets cgroups that are gone.
@@ -181,7 +181,7 @@ func (k *kubeletFeature) manages(file memory.File) bool {
 	defer k.mu.Unlock()
 	for d, e := range k.evidence {
 		for _, f := range d.files() {
-			if f == file && e.standing {
+			if f == file && e.down() {
 				return true
 			}
 		}
@@ -221,7 +221,7 @@ func (k *kubeletFeature) observeNode(policy qos.Policy, pods []corev1.Pod, cgrou
 		case s.Level == qos.LevelQOS && burstable > 0:
 			k.observeProtection(s, burstable, false)
 			protected := s.holds(memory.Min) > 0 || s.holds(memory.Low) > 0
-			k.weigh(protection, func(e *evidence) bool { return e.seeClass(protected, k.now()) })
+			k.weigh(protection, func(e *evidence) { e.seeClass(protected, k.now()) })
 		}
 	}
 }
@@ -230,12 +230,12 @@ func (k *kubeletFeature) observeNode(policy qos.Policy, pods []corev1.Pod, cgrou
 func (k *kubeletFeature) observeProtection(s *seen, request memory.Value, running bool) {
 	for _, file := range protection.files() {
 		if s.holds(file) == request && k.foreign(s, file) {
-			k.weigh(protection, func(e *evidence) bool { return e.seeWritten(s.dir.Inode, s.Cgroup.Cgroup, qos.Throttling{}) })
+			k.weigh(protection, func(e *evidence) { e.seeWritten(s.dir.Inode, s.Cgroup.Cgroup, qos.Throttling{}) })
 			return
 		}
 	}
 	if running && s.holds(memory.Min) == 0 && s.holds(memory.Low) == 0 {
-		k.weigh(protection, func(e *evidence) bool { return e.seeUnwritten(s.dir.Inode) })
+		k.weigh(protection, func(e *evidence) { e.seeUnwritten(s.dir.Inode) })
 	}
 }
 
@@ -248,7 +248,7 @@ func (k *kubeletFeature) observeThrottling(policy qos.Policy, pod *corev1.Pod, s
 	high := s.holds(memory.High)
 	if high == memory.Unlimited {
 		if running {
-			k.weigh(throttling, func(e *evidence) bool { return e.seeUnwritten(s.dir.Inode) })
+			k.weigh(throttling, func(e *evidence) { e.seeUnwritten(s.dir.Inode) })
 		}
 		return
 	}
@@ -258,18 +258,19 @@ func (k *kubeletFeature) observeThrottling(policy qos.Policy, pod *corev1.Pod, s
 		return
 	}
 	if by := policy.ThrottlingsOf(pod, s.Container, high); len(by) > 0 {
-		k.weigh(throttling, func(e *evidence) bool { return e.seeWritten(s.dir.Inode, s.Cgroup.Cgroup, by...) })
+		k.weigh(throttling, func(e *evidence) { e.seeWritten(s.dir.Inode, s.Cgroup.Cgroup, by...) })
 	}
 }
 
 // weigh changes the evidence of a duty, and says so if that changes who does it.
-func (k *kubeletFeature) weigh(d duty, change func(*evidence) bool) {
+func (k *kubeletFeature) weigh(d duty, change func(*evidence)) {
 	k.mu.Lock()
 	e := k.evidence[d]
-	changed := change(e)
-	standing := e.standing
+	before := e.down()
+	change(e)
+	standing := e.down()
 	k.mu.Unlock()
-	if !changed {
+	if standing == before {
 		return
 	}
 	for _, file := range d.files() {
@@ -284,6 +285,23 @@ func (k *kubeletFeature) weigh(d duty, change func(*evidence) bool) {
 	note := fmt.Sprintf("No kubelet writes %s any more: memqos does again (%s)", d.names(), d)
 	k.announce.node(corev1.EventTypeNormal, "MemoryQoSResumed", "Resume", note)
 	k.log.Info("taking up again: no kubelet writes these files any more", "duty", d, "files", d.names())
+}
+
+// readConfig takes in the kubelet's configuration file. While it cannot be read,
+// what it last said stays.
+func (k *kubeletFeature) readConfig(path string) {
+	c, err := readKubeletConfig(path)
+	if err != nil {
+		if k.unread != err.Error() {
+			k.log.Error(err, "whether the kubelet's own MemoryQoS writes is told from the cgroups alone")
+		}
+		k.unread = err.Error()
+		return
+	}
+	k.unread = ""
+	for _, d := range []duty{protection, throttling} {
+		k.weigh(d, func(e *evidence) { e.configured = c.does(d) })
+	}
 }
 
 // names are the files in words.

@@ -431,6 +431,8 @@ func TestVerdict(t *testing.T) {
 		{"limit waits", wanted, memory.Values{memory.Min: 10, memory.Max: 200}, 99, Pending},
 		{"limit could fall", wanted, memory.Values{memory.Min: 10, memory.Max: 200}, 10, Drifted},
 		{"limit waits and other value", wanted, memory.Values{memory.Min: 11, memory.Max: 200}, 99, Drifted},
+		{"high lands", memory.Values{memory.High: 100}, memory.Values{memory.High: 200}, 150, Pending},
+		{"high could fall", memory.Values{memory.High: 100}, memory.Values{memory.High: 200}, 50, Drifted},
 		{"not planned", nil, memory.Values{memory.Min: 10}, 0, Unknown},
 	} {
 		if got := verdict(tc.wanted, tc.actual, tc.usage); got != tc.want {

@@ -26,10 +26,13 @@ type site struct {
 	tree       *cgroup.Tree
 	policy     qos.Policy
 	identities *identities
+	// relaxed is what the stall guard has raised memory.high to, by inode number, as
+	// inspection reads it; an agent has its guard.
+	relaxed map[uint64]memory.Value
 }
 
 func newSite(tree *cgroup.Tree, c *config.MemoryQoSConfiguration, allocatable int64, i *identities) *site {
-	return &site{tree, qos.NewPolicy(c, qos.Node{Allocatable: allocatable, Capacity: capacity(), PageSize: int64(os.Getpagesize())}), i}
+	return &site{tree: tree, policy: qos.NewPolicy(c, qos.Node{Allocatable: allocatable, Capacity: capacity(), PageSize: int64(os.Getpagesize())}), identities: i}
 }
 
 // capacity is the machine's memory in bytes, 0 if not known: what the kubelet, by

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
+
 	"github.com/memqos/memqos/cgroup/cgrouptest"
 	"github.com/memqos/memqos/guard"
 	"github.com/memqos/memqos/memory"
@@ -108,5 +110,27 @@ func TestGuardIsArmedByEvents(t *testing.T) {
 	g.tidy(w.surveyor.site.Load().tree)
 	if len(g.guarded) != 0 {
 		t.Errorf("%d cgroups are guarded that are gone", len(g.guarded))
+	}
+}
+
+func TestInspectShowsRelaxed(t *testing.T) {
+	w := newWorld(t, podTree, burstable("p", "64Mi", "128Mi"))
+	state := w.relaxedState("boot")
+	w.startAgent(state)
+	w.mustReconcilePod("p")
+	site := w.surveyor.site.Load()
+	site.relaxed = relaxedTo(state, "boot")
+	var pods corev1.PodList
+	if err := w.pods.List(t.Context(), &pods); err != nil {
+		t.Fatal(err)
+	}
+	in, err := site.inspect("n", 0, pods.Items)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, o := range in.Cgroups {
+		if o.Container == "app" && (o.Verdict != Relaxed || o.Wanted[memory.High] != memory.Unlimited) {
+			t.Errorf("got %s, wanted memory.high %s; want %s, max", o.Verdict, o.Wanted[memory.High], Relaxed)
+		}
 	}
 }

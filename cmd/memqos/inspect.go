@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 	ctrl "sigs.k8s.io/controller-runtime"
 
+	"github.com/memqos/memqos/cgroup"
 	"github.com/memqos/memqos/controllers"
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/qos"
@@ -24,9 +25,9 @@ func newInspectCommand() *cobra.Command {
 and compares them. It needs no running agent and changes nothing.
 
 Verdicts: Fulfilled (every managed file holds what is wanted), Drifted (some file
-holds another value), Pending (no cgroup yet, or a
-lowering of memory.max waits for usage to fall), Unknown (the sandbox, or a
-container that the pod's status does not name; it is left alone).`,
+holds another value), Relaxed (the stall guard has raised memory.high), Pending (no
+cgroup yet, or a limit waits for usage to fall), Unknown (neither the pod's status
+nor an OCI bundle says whose it is; it is left alone).`,
 		Example: `  memqos inspect
   memqos inspect -o json | jq '.cgroups[] | select(.verdict == "Drifted")'`,
 		Args: cobra.NoArgs,
@@ -45,7 +46,11 @@ container that the pod's status does not name; it is left alone).`,
 			if ctx == nil {
 				ctx = context.Background()
 			}
-			in, err := controllers.Inspect(ctx, api, flags.options(c))
+			o := flags.options(c)
+			if o.Boot, err = cgroup.BootID(); err != nil {
+				return err
+			}
+			in, err := controllers.Inspect(ctx, api, o)
 			if err != nil {
 				return err
 			}
