@@ -131,6 +131,7 @@ type agent struct {
 	kubelet  *kubeletFeature
 	kernel   *kernel
 	guard    *stallGuard
+	kills    *kills
 	idle     atomic.Bool
 }
 
@@ -195,6 +196,7 @@ func (a *agent) tidy() {
 		a.surveyor.log.Error(err, "not everything was given back to the kubelet")
 	}
 	a.guard.tidy(tree)
+	a.kills.tidy(tree)
 	if err := a.ledger.Prune(tree.Is); err != nil {
 		a.surveyor.log.Error(err, "the state was not tidied")
 	}
@@ -245,11 +247,16 @@ func (a *agent) startControllers(ctx context.Context) error {
 	w := &writer{ledger: a.ledger, metrics: a.metrics, contests: newContests(), kubelet: a.kubelet, dryRun: a.dryRun}
 	w.landings = newLandings(a.ledger, a.metrics, a.surveyor.log, func(pod ctrl.Request) { a.pass.enqueue(podController, pod) })
 	w.guard = newStallGuard(a.surveyor, a.pass, announce, a.metrics, a.surveyor.log, a.options.Boot)
-	a.guard, a.kernel.counted = w.guard, w.guard.counted
+	a.guard, a.kills = w.guard, newKills(pods, a.surveyor, announce, a.metrics, a.surveyor.log)
+	a.kernel.counted = func(dir string) {
+		a.guard.counted(dir)
+		a.kills.counted(dir)
+	}
 	go w.landings.run(ctx)
-	go w.guard.run(ctx)
-	podReconciler := &podReconciler{pods, a.surveyor, a.pass, a.metrics, w, announce, a.kernel.index}
-	nodeReconciler := &nodeReconciler{pods, a.surveyor, a.pass, a.metrics, w}
+	go a.guard.run(ctx)
+	go a.kills.run(ctx)
+	podReconciler := &podReconciler{pods, a.surveyor, a.pass, a.metrics, w, announce, a.kernel.index, a.kills}
+	nodeReconciler := &nodeReconciler{pods, a.surveyor, a.pass, a.metrics, w, a.kills}
 	if err := a.lookFirst(ctx, pods, podReconciler, nodeReconciler); err != nil {
 		return err
 	}

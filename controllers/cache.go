@@ -109,7 +109,7 @@ func stripContainers(in []corev1.Container) []corev1.Container {
 func stripStatuses(in []corev1.ContainerStatus) []corev1.ContainerStatus {
 	var out []corev1.ContainerStatus
 	for i := range in {
-		out = append(out, corev1.ContainerStatus{Name: in[i].Name, ContainerID: in[i].ContainerID, Resources: in[i].Resources, State: stripState(in[i].State)})
+		out = append(out, corev1.ContainerStatus{Name: in[i].Name, ContainerID: in[i].ContainerID, Resources: in[i].Resources, State: stripState(in[i].State), LastTerminationState: stripState(in[i].LastTerminationState)})
 	}
 	return out
 }
@@ -118,8 +118,12 @@ func stripStatuses(in []corev1.ContainerStatus) []corev1.ContainerStatus {
 var isRunning = corev1.ContainerState{Running: &corev1.ContainerStateRunning{}}
 
 func stripState(in corev1.ContainerState) corev1.ContainerState {
-	if in.Running == nil {
-		return corev1.ContainerState{}
+	switch {
+	case in.Running != nil:
+		return isRunning
+	case in.Terminated != nil:
+		t := in.Terminated
+		return corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: t.ExitCode, Reason: t.Reason, FinishedAt: t.FinishedAt}}
 	}
-	return isRunning
+	return corev1.ContainerState{}
 }

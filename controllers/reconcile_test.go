@@ -97,8 +97,9 @@ func (w *world) startAgent(state string) {
 	wr := &writer{ledger: l, metrics: m, contests: newContests(), kubelet: newKubeletFeature(l, m, announce, logr.Discard()), dryRun: func() bool { return w.surveyor.config.Load().Mode == config.DryRun }}
 	wr.landings = newLandings(l, m, logr.Discard(), func(ctrl.Request) {})
 	wr.guard = newStallGuard(w.surveyor, p, announce, m, logr.Discard(), "boot")
-	w.pod = &podReconciler{w.pods, w.surveyor, p, m, wr, announce, newPodIndex()}
-	w.node = &nodeReconciler{w.pods, w.surveyor, p, m, wr}
+	k := newKills(w.pods, w.surveyor, announce, m, logr.Discard())
+	w.pod = &podReconciler{w.pods, w.surveyor, p, m, wr, announce, newPodIndex(), k}
+	w.node = &nodeReconciler{w.pods, w.surveyor, p, m, wr, k}
 }
 
 // announced returns the reasons and notes of the events since it was last asked.

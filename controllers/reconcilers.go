@@ -24,6 +24,7 @@ type podReconciler struct {
 	writer   *writer
 	announce *announcer
 	index    *podIndex
+	kills    *kills
 }
 
 func (r *podReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
@@ -49,6 +50,7 @@ func (r *podReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.R
 		r.metrics.Skipped("Unlocatable")
 		return ctrl.Result{}, fmt.Errorf("find the cgroups of pod %s: %w", req, err)
 	}
+	r.kills.follow(req, cgroups)
 	policy, _ := site.policy.For(&pod)
 	r.writer.guard.overlay(&pod, cgroups, policy.StallGuard.Value)
 	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), site.tree, req, cgroups)
@@ -132,6 +134,7 @@ type nodeReconciler struct {
 	pass     *pass
 	metrics  *metrics.Metrics
 	writer   *writer
+	kills    *kills
 }
 
 func (r *nodeReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.Result, error) {
@@ -147,6 +150,7 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	if err != nil {
 		return ctrl.Result{}, err
 	}
+	r.kills.follow(ctrl.Request{}, cgroups)
 	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), site.tree, req, cgroups)
 	found = find(cgroups, o)
 	r.metrics.ContestedFiles(r.writer.contests.contested())

@@ -53,6 +53,7 @@ type Metrics struct {
 	landed        *prometheus.CounterVec
 	guardChanges  *prometheus.CounterVec
 	guarded       *prometheus.GaugeVec
+	ooms          *prometheus.CounterVec
 	annotations   prometheus.Counter
 	reloads       *prometheus.CounterVec
 	reloadOK      prometheus.Gauge
@@ -111,6 +112,10 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 			Name: "memqos_guarded_cgroups",
 			Help: "Cgroups that the stall guard looks after, by state: all; armed, which are being read once a second or two; relaxed, whose memory.high is raised.",
 		}, []string{"state"}),
+		ooms: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "memqos_oom_kills_total",
+			Help: "Containers of which processes were killed for memory, by what ran out.",
+		}, []string{"cause"}),
 		annotations: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "memqos_annotations_ignored_total",
 			Help: "Annotations of pods that were passed over because their value cannot be meant.",
@@ -186,7 +191,7 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 		Help: "Always 1; the labels say what is running.",
 	}, []string{"version", "revision", "goversion"})
 	buildInfo.WithLabelValues(version, revision, goVersion).Set(1)
-	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.landings, m.landed, m.guardChanges, m.guarded, m.drifted, m.annotations, m.reloads, m.reloadOK, m.reloadTime, m.watches, m.unwatched, m.eventsLost, m.refused, m.timeToValue, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
+	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.ooms, m.landings, m.landed, m.guardChanges, m.guarded, m.drifted, m.annotations, m.reloads, m.reloadOK, m.reloadTime, m.watches, m.unwatched, m.eventsLost, m.refused, m.timeToValue, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
 
 	for _, result := range []Result{Written, Deferred} {
 		m.landed.WithLabelValues(string(result))
@@ -289,6 +294,9 @@ func (m *Metrics) Guard(all, armed, relaxed int) {
 	m.guarded.WithLabelValues("armed").Set(float64(armed))
 	m.guarded.WithLabelValues("relaxed").Set(float64(relaxed))
 }
+
+// OOM counts a container that was killed for memory.
+func (m *Metrics) OOM(cause string) { m.ooms.WithLabelValues(cause).Inc() }
 
 // AnnotationsIgnored counts annotations that were passed over.
 func (m *Metrics) AnnotationsIgnored(n int) { m.annotations.Add(float64(n)) }

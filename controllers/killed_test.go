@@ -1,0 +1,123 @@
+package controllers
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"sigs.k8s.io/controller-runtime/pkg/client"
+
+	"github.com/memqos/memqos/cgroup/cgrouptest"
+)
+
+// killWorld is a node whose cgroups have all counters.
+type killWorld struct{ *world }
+
+func newKillWorld(t *testing.T) *killWorld {
+	w := &killWorld{newWorld(t, podTree, burstable("p", "64Mi", "128Mi"))}
+	for _, dir := range []string{"kubepods", "kubepods/burstable", podDir, podDir + "/" + idApp} {
+		w.events(dir, 0, 0, 0)
+	}
+	w.mustReconcilePod("p")
+	w.reconcileNode()
+	return w
+}
+
+// events sets the counters of a cgroup: its own and, with those beneath, all.
+func (w *killWorld) events(dir string, ownOOM, allOOM, allKills int) {
+	w.Helper()
+	text := func(oom, kills int) string {
+		return strings.NewReplacer("O", string(rune('0'+oom)), "K", string(rune('0'+kills))).Replace("low 0\nhigh 0\nmax 0\noom O\noom_kill K\noom_group_kill 0")
+	}
+	cgrouptest.Write(w, filepath.Join(w.dir, dir, "memory.events.local"), text(ownOOM, 0))
+	cgrouptest.Write(w, filepath.Join(w.dir, dir, "memory.events"), text(allOOM, allKills))
+}
+
+// told is what is announced once everything that changed has settled.
+func (w *killWorld) told() []string {
+	w.Helper()
+	k, site := w.pod.kills, w.surveyor.site.Load()
+	for _, dir := range []string{podDir + "/" + idApp, podDir, "kubepods/burstable", "kubepods"} {
+		k.counted(dir)
+	}
+	now := time.Now()
+	k.count(site.tree, now)
+	k.explain(w.Context(), site, now.Add(2*settle))
+	return w.announced()
+}
+
+func (w *killWorld) tells(want string) {
+	w.Helper()
+	if got := w.told(); len(got) != 1 || !strings.Contains(got[0], want) {
+		w.Errorf("announced %q, want one %s", got, want)
+	}
+	if got := w.told(); len(got) != 0 {
+		w.Errorf("announced again: %q", got)
+	}
+}
+
+func TestKills(t *testing.T) {
+	t.Run("container limit", func(t *testing.T) {
+		w := newKillWorld(t)
+		w.events(podDir+"/"+idApp, 1, 1, 1)
+		w.events(podDir, 0, 1, 1)
+		w.events("kubepods/burstable", 0, 1, 1)
+		w.events("kubepods", 0, 1, 1)
+		w.tells("OutOfMemoryContainerLimit container app: the container reached its memory limit of 128Mi")
+	})
+	t.Run("pod limit", func(t *testing.T) {
+		w := newKillWorld(t)
+		w.events(podDir+"/"+idApp, 0, 0, 1)
+		w.events(podDir, 1, 1, 1)
+		w.events("kubepods", 0, 1, 1)
+		w.tells("OutOfMemoryPodLimit")
+	})
+	t.Run("node allocatable", func(t *testing.T) {
+		w := newKillWorld(t)
+		w.events(podDir+"/"+idApp, 0, 0, 1)
+		w.events(podDir, 0, 0, 1)
+		w.events("kubepods", 1, 1, 1)
+		w.tells("OutOfMemoryKubepodsLimit")
+	})
+	t.Run("node", func(t *testing.T) {
+		w := newKillWorld(t)
+		w.events(podDir+"/"+idApp, 0, 0, 1)
+		w.events(podDir, 0, 0, 1)
+		w.events("kubepods", 0, 0, 1)
+		w.tells("OutOfMemoryNodeOutOfMemory")
+	})
+	t.Run("none", func(t *testing.T) {
+		w := newKillWorld(t)
+		w.events(podDir+"/"+idApp, 1, 1, 0) // the limit was hit, and reclaim or luck helped
+		if got := w.told(); len(got) != 0 {
+			t.Errorf("announced %q", got)
+		}
+	})
+}
+
+// The counters went with the cgroup before they were read: the pod's have kept the
+// kill, and its status says whose it was.
+func TestKillOfAContainerThatIsGone(t *testing.T) {
+	w := newKillWorld(t)
+	if err := os.RemoveAll(filepath.Join(w.dir, podDir, idApp)); err != nil {
+		t.Fatal(err)
+	}
+	w.events(podDir, 0, 1, 1)
+	w.events("kubepods", 0, 1, 1)
+	if got := w.told(); len(got) != 0 {
+		t.Errorf("announced %q before the status tells whose it was", got)
+	}
+	var pod corev1.Pod
+	if err := w.pods.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &pod); err != nil {
+		t.Fatal(err)
+	}
+	pod.Status.ContainerStatuses[0].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", FinishedAt: metav1.Now()}
+	if err := w.pods.Status().Update(t.Context(), &pod); err != nil {
+		t.Fatal(err)
+	}
+	w.tells("OutOfMemoryContainerLimit container app")
+}
