@@ -91,6 +91,7 @@ func TestContainerID(t *testing.T) {
 		{config.Systemd, "crio-" + id + ".scope", true},
 		{config.Systemd, "docker-" + id + ".scope", true},
 		{config.Systemd, "crio-conmon-" + id + ".scope", false},
+		{config.Systemd, "crio-" + id, false}, // what CRI-O makes for a sandbox without a container
 		{config.Systemd, "libpod-" + id + ".scope", false},
 		{config.Systemd, "cri-containerd-" + id + ".slice", false},
 		{config.Systemd, "cri-containerd-" + id[1:] + ".scope", false},

@@ -18,8 +18,8 @@ var hostPackages = []string{
 }
 
 // ensureHostPackages installs what is missing, or says how to.
-func ensureHostPackages(ctx context.Context, c cache) error {
-	missing, err := missingPackages(ctx)
+func ensureHostPackages(ctx context.Context, c cache, wanted []string) error {
+	missing, err := missingPackages(ctx, wanted)
 	if err != nil || len(missing) == 0 {
 		return err
 	}
@@ -32,7 +32,7 @@ func ensureHostPackages(ctx context.Context, c cache) error {
 		return err
 	}
 	defer unlock()
-	if missing, err = missingPackages(ctx); err != nil || len(missing) == 0 {
+	if missing, err = missingPackages(ctx, wanted); err != nil || len(missing) == 0 {
 		return err
 	}
 	defer c.log.stage("installing Debian packages: %s", strings.Join(missing, " "))()
@@ -51,12 +51,12 @@ func ensureHostPackages(ctx context.Context, c cache) error {
 	return nil
 }
 
-func missingPackages(ctx context.Context) ([]string, error) {
+func missingPackages(ctx context.Context, wanted []string) ([]string, error) {
 	if !exists("/usr/bin/dpkg-query") {
 		return nil, errors.New("the test node needs a Debian host: there is no dpkg")
 	}
 	var missing []string
-	for _, name := range hostPackages {
+	for _, name := range wanted {
 		status, err := commandOutput(ctx, nil, "dpkg-query", "--show", "--showformat=${db:Status-Status}", name)
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
@@ -253,16 +253,23 @@ func (a *apt) unpack(ctx context.Context, name, dir string) error {
 	return nil
 }
 
-// dependency returns the one dependency of a package whose name has the prefix.
-func (a *apt) dependency(ctx context.Context, name, prefix string) (string, error) {
+// dependencies returns what a package depends on.
+func (a *apt) dependencies(ctx context.Context, name string) ([]string, error) {
 	output, err := commandOutput(ctx, nil, a.argv("apt-cache", "depends", name)...)
 	if err != nil {
-		return "", fmt.Errorf("read what %s depends on: %w", name, err)
+		return nil, fmt.Errorf("read what %s depends on: %w", name, err)
 	}
-	for line := range strings.Lines(string(output)) {
-		if on, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: "); ok && strings.HasPrefix(on, prefix) {
-			return on, nil
+	return parseDepends(string(output)), nil
+}
+
+// parseDepends parses what "apt-cache depends" prints: "  Depends: name", with a
+// bar before the word if it is one of several alternatives.
+func parseDepends(output string) []string {
+	var names []string
+	for line := range strings.Lines(output) {
+		if name, ok := strings.CutPrefix(strings.TrimSpace(line), "Depends: "); ok {
+			names = append(names, name)
 		}
 	}
-	return "", fmt.Errorf("package %s depends on no %s*", name, prefix)
+	return names
 }

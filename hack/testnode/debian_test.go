@@ -80,3 +80,18 @@ func TestOSReleaseField(t *testing.T) {
 		t.Errorf("a field that is not there: %q", got)
 	}
 }
+
+func TestParseDepends(t *testing.T) {
+	const output = `linux-image-7.2-cloud-amd64
+  PreDepends: linux-base
+ |Depends: dracut
+    dracut
+  Depends: linux-binary-7.2-cloud-amd64
+  Depends: linux-modules-7.2-cloud-amd64
+  Recommends: apparmor
+`
+	want := []string{"linux-binary-7.2-cloud-amd64", "linux-modules-7.2-cloud-amd64"}
+	if diff := cmp.Diff(want, parseDepends(output)); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}

@@ -10,10 +10,15 @@ import (
 // nodeName is the same for every node: each has an API server of its own.
 const nodeName = "testnode"
 
-const (
-	kubernetesDir = "/etc/kubernetes"
-	criSocket     = "unix:///run/containerd/containerd.sock"
-)
+const kubernetesDir = "/etc/kubernetes"
+
+// criSocket is where the kubelet finds the CRI runtime.
+func criSocket(o Options) string {
+	if o.CRI == "cri-o" {
+		return crioSocket
+	}
+	return "unix:///run/containerd/containerd.sock"
+}
 
 // kubeletConfig renders the KubeletConfiguration. Intervals are short where
 // that changes nothing but the time a test waits. The reservations are odd, so
@@ -51,7 +56,7 @@ func kubeletConfig(o Options) ([]byte, error) {
 		"imageGCHighThresholdPercent": 100,
 	}
 	if minor(o.Kubernetes) >= 27 { // a flag before
-		config["containerRuntimeEndpoint"] = criSocket
+		config["containerRuntimeEndpoint"] = criSocket(o)
 	}
 	if len(o.FeatureGates) > 0 {
 		gates := make(map[string]any, len(o.FeatureGates))
@@ -90,9 +95,9 @@ func kubeletFlags(o Options) []string {
 	}
 	switch version := minor(o.Kubernetes); {
 	case version < 24: // dockershim was the default
-		flags = append(flags, "--container-runtime=remote", "--container-runtime-endpoint="+criSocket)
+		flags = append(flags, "--container-runtime=remote", "--container-runtime-endpoint="+criSocket(o))
 	case version < 27:
-		flags = append(flags, "--container-runtime-endpoint="+criSocket)
+		flags = append(flags, "--container-runtime-endpoint="+criSocket(o))
 	}
 	return flags
 }
@@ -104,7 +109,7 @@ func kubeletUnit(o Options) string {
 	}
 	return `[Unit]
 Description=kubelet
-After=containerd.service testnode-images.service
+After=` + imagesService + `
 
 [Service]
 ` + before + `ExecStart=/opt/kubernetes/kubelet ` + strings.Join(kubeletFlags(o), " ") + `

@@ -19,20 +19,25 @@ func TestKubeletConfig(t *testing.T) {
 			name: "default",
 			want: map[string]any{
 				"cgroupDriver": "systemd", "cgroupRoot": "/", "featureGates": nil,
-				"containerRuntimeEndpoint": criSocket,
+				"containerRuntimeEndpoint": "unix:///run/containerd/containerd.sock",
 			},
 		},
 		{
 			name:    "1.26 takes the endpoint as a flag",
 			options: Options{Kubernetes: "1.26.3"},
 			want:    map[string]any{"containerRuntimeEndpoint": nil},
-			flag:    "--container-runtime-endpoint=" + criSocket,
+			flag:    "--container-runtime-endpoint=unix:///run/containerd/containerd.sock",
 		},
 		{
 			name:    "1.22 has to be told that the runtime is remote",
 			options: Options{Kubernetes: "1.22.17"},
 			want:    map[string]any{"containerRuntimeEndpoint": nil},
 			flag:    "--container-runtime=remote",
+		},
+		{
+			name:    "CRI-O",
+			options: Options{CRI: "cri-o"},
+			want:    map[string]any{"containerRuntimeEndpoint": "unix:///run/crio/crio.sock"},
 		},
 		{
 			name: "merged",

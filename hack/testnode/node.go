@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -100,11 +101,16 @@ type artefacts struct {
 	debian                                  debian
 	accelerator                             string
 	kubelet, apiServer, etcd, guest, images string
+	crio                                    string // of CRI-O's disk; "" if it is not needed
 }
 
 func (c cache) build(ctx context.Context, o Options) (artefacts, error) {
 	var a artefacts
-	if err := ensureHostPackages(ctx, c); err != nil {
+	packages := hostPackages
+	if o.CRI == "cri-o" {
+		packages = slices.Concat(packages, crioPackages)
+	}
+	if err := ensureHostPackages(ctx, c, packages); err != nil {
 		return a, err
 	}
 	root, err := sourceRoot(ctx)
@@ -113,7 +119,7 @@ func (c cache) build(ctx context.Context, o Options) (artefacts, error) {
 	}
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() (err error) {
-		if a.debian, err = c.debian(ctx, o.Debian); err != nil {
+		if a.debian, err = c.debian(ctx, o); err != nil {
 			return err
 		}
 		a.accelerator, err = c.accelerator(ctx, a.debian)
@@ -134,7 +140,12 @@ func (c cache) build(ctx context.Context, o Options) (artefacts, error) {
 		if a.kubelet, err = c.kubernetes(ctx, root, o.Kubernetes, "kubelet"); err != nil {
 			return err
 		}
-		a.apiServer, err = c.kubernetes(ctx, root, o.APIServer, "kube-apiserver")
+		if a.apiServer, err = c.kubernetes(ctx, root, o.APIServer, "kube-apiserver"); err != nil {
+			return err
+		}
+		if o.CRI == "cri-o" {
+			a.crio, err = c.crio(ctx, root)
+		}
 		return err
 	})
 	return a, group.Wait()
@@ -163,7 +174,7 @@ func (n *Node) boot(ctx context.Context, o Options, built artefacts) (err error)
 }
 
 func (n *Node) bootGuest(ctx context.Context, o Options, built artefacts) (err error) {
-	defer n.progress.stage("booting %s, kernel %s, %s", o.Debian, built.debian.version, built.accelerator)()
+	defer n.progress.stage("booting %s, %s, kernel %s, %s", o.Debian, o.CRI, built.debian.version, built.accelerator)()
 	token := make([]byte, 16)
 	if _, err := rand.Read(token); err != nil {
 		return fmt.Errorf("make a token: %w", err)
@@ -190,7 +201,7 @@ func (n *Node) bootGuest(ctx context.Context, o Options, built artefacts) (err e
 	n.keep(egress)
 	go n.agent.serveEgress(egress)
 
-	n.vm, err = bootMachine(o, built.debian, built.accelerator, n.dir, initramfs, built.kubelet+".img", n.vmPort.number)
+	n.vm, err = bootMachine(o, built, n.dir, initramfs, n.vmPort.number)
 	if err != nil {
 		return err
 	}

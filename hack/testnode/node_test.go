@@ -258,11 +258,12 @@ func TestNode(t *testing.T) {
 
 // Two nodes side by side, each with a layout of its own.
 func TestLayouts(t *testing.T) {
-	for _, test := range []struct {
+	type layout struct {
 		name    string
 		options Options
 		want    string
-	}{
+	}
+	layouts := []layout{
 		{
 			name:    "cgroupfs",
 			options: Options{CgroupDriver: "cgroupfs"},
@@ -278,7 +279,15 @@ func TestLayouts(t *testing.T) {
 			options: Options{CgroupDriver: "cgroupfs", CgroupRoot: "/kubelet"},
 			want:    "kubelet/kubepods/burstable",
 		},
-	} {
+	}
+	if os.Getenv("MEMQOS_E2E_MATRIX") != "" { // CRI-O takes minutes to build
+		layouts = append(layouts, layout{
+			name:    "CRI-O, cgroupfs, crun",
+			options: Options{CRI: "cri-o", CgroupDriver: "cgroupfs", Runtime: "crun"},
+			want:    "kubepods/burstable",
+		})
+	}
+	for _, test := range layouts {
 		t.Run(test.name, func(t *testing.T) {
 			t.Parallel()
 			ctx := testContext(t)

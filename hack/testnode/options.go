@@ -14,17 +14,21 @@ type Options struct {
 	Kubernetes string
 	APIServer  string
 
-	// Debian is the release that the kernel and the root file system come from.
-	// Default: "bookworm" (kernel 6.1).
+	// Debian is the release that the root file system comes from, and the kernel
+	// unless Kernel names another. Defaults: "bookworm" (systemd 252, kernel 6.1).
 	Debian string
+	Kernel string
 
-	// CgroupDriver is the kubelet's and containerd's: "systemd" (the default)
+	// CgroupDriver is the kubelet's and the CRI runtime's: "systemd" (the default)
 	// or "cgroupfs".
 	CgroupDriver string
 
 	// CgroupRoot is the kubelet's --cgroup-root, such as kind's "/kubelet"; the
 	// cgroup is made before the kubelet starts. Default: "/".
 	CgroupRoot string
+
+	// CRI is what the kubelet speaks to, "containerd" (the default) or "cri-o".
+	CRI string
 
 	// Runtime is the OCI runtime, "runc" (the default) or "crun".
 	Runtime string
@@ -55,13 +59,18 @@ func (o Options) withDefaults() (Options, error) {
 	o.Kubernetes = orDefault(o.Kubernetes, "1.27.4")
 	o.APIServer = orDefault(o.APIServer, o.Kubernetes)
 	o.Debian = orDefault(o.Debian, "bookworm")
+	o.Kernel = orDefault(o.Kernel, o.Debian)
 	o.CgroupDriver = orDefault(o.CgroupDriver, "systemd")
 	o.CgroupRoot = orDefault(o.CgroupRoot, "/")
+	o.CRI = orDefault(o.CRI, "containerd")
 	o.Runtime = orDefault(o.Runtime, "runc")
 	o.MemoryMiB = orDefault(o.MemoryMiB, 3072)
 	o.CPUs = orDefault(o.CPUs, 1)
 	if o.CgroupDriver != "systemd" && o.CgroupDriver != "cgroupfs" {
 		return o, fmt.Errorf("cgroup driver %q: want systemd or cgroupfs", o.CgroupDriver)
+	}
+	if o.CRI != "containerd" && o.CRI != "cri-o" {
+		return o, fmt.Errorf("CRI runtime %q: want containerd or cri-o", o.CRI)
 	}
 	if o.Runtime != "runc" && o.Runtime != "crun" {
 		return o, fmt.Errorf("runtime %q: want runc or crun", o.Runtime)

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"os"
 	"path"
 	"path/filepath"
@@ -46,17 +47,16 @@ func payload(o Options, plane *controlPlane, guestPath, imagesPath, token string
 	}
 
 	text := map[string]string{
-		"/etc/hostname":                               nodeName + "\n",
-		"/etc/hosts":                                  "127.0.0.1 localhost\n" + guestAddress + " " + nodeName + "\n",
-		"/etc/resolv.conf":                            "nameserver " + nameserver + "\n",
-		"/etc/machine-id":                             hex.EncodeToString(machineID) + "\n",
-		"/etc/containerd/config.toml":                 containerdConfig(o),
-		"/etc/cni/net.d/10-ptp.conflist":              cniConfig,
-		"/etc/sysctl.d/50-forward.conf":               "net.ipv4.ip_forward = 1\n",
-		"/etc/systemd/system/testnode-guest.service":  guestUnit,
-		"/etc/systemd/system/testnode-images.service": imagesUnit,
-		"/etc/systemd/system/kubelet.service":         kubeletUnit(o),
+		"/etc/hostname":                              nodeName + "\n",
+		"/etc/hosts":                                 "127.0.0.1 localhost\n" + guestAddress + " " + nodeName + "\n",
+		"/etc/resolv.conf":                           "nameserver " + nameserver + "\n",
+		"/etc/machine-id":                            hex.EncodeToString(machineID) + "\n",
+		"/etc/cni/net.d/10-ptp.conflist":             cniConfig,
+		"/etc/sysctl.d/50-forward.conf":              "net.ipv4.ip_forward = 1\n",
+		"/etc/systemd/system/testnode-guest.service": guestUnit,
+		"/etc/systemd/system/kubelet.service":        kubeletUnit(o),
 	}
+	maps.Copy(text, runtimeFiles(o))
 	files := []file{
 		{strings.TrimPrefix(guestBinary, "/"), 0o755, guest},
 		{strings.TrimPrefix(stateDir, "/") + "/images.tar", 0o644, images},
@@ -77,7 +77,7 @@ func payload(o Options, plane *controlPlane, guestPath, imagesPath, token string
 		}
 		files = append(files, file{"etc/kubernetes/manifests/" + name, 0o644, manifest})
 	}
-	for _, unit := range []string{"testnode-guest.service", "testnode-images.service", "kubelet.service"} {
+	for _, unit := range []string{"testnode-guest.service", imagesService, "kubelet.service"} {
 		files = append(files, symlink("etc/systemd/system/multi-user.target.wants/"+unit, "../"+unit))
 	}
 	return files, nil
@@ -118,6 +118,20 @@ Restart=always
 KillMode=process
 OOMScoreAdjust=-1000
 `
+
+// imagesService imports the images once the CRI runtime runs.
+const imagesService = "testnode-images.service"
+
+// runtimeFiles are those of the CRI runtime.
+func runtimeFiles(o Options) map[string]string {
+	if o.CRI == "cri-o" {
+		return crioFiles(o)
+	}
+	return map[string]string{
+		"/etc/containerd/config.toml":          containerdConfig(o),
+		"/etc/systemd/system/" + imagesService: imagesUnit,
+	}
+}
 
 const imagesUnit = `[Unit]
 Description=import of the test images

@@ -79,22 +79,25 @@ const kernelCommandLine = "console=ttyS0 panic=-1 quiet psi=1 systemd.unified_cg
 
 // bootMachine starts the virtual machine; the guest agent tells when it is up. It
 // leaves the processor to the control plane: an emulated node is never idle.
-func bootMachine(o Options, d debian, accelerator, dir, initramfs, kubeletDisk string, agentHostPort int) (*process, error) {
+func bootMachine(o Options, built artefacts, dir, initramfs string, agentHostPort int) (*process, error) {
 	cpu := "host"
-	if accelerator == "tcg" {
+	if built.accelerator == "tcg" {
 		// Linux 6.12 hit a double fault on QEMU 7.2's cmpxchg16b.
 		cpu = "max,cx16=off"
 	}
-	argv := append(machine(accelerator, o.MemoryMiB, o.CPUs, cpu),
-		"-kernel", d.kernel, "-initrd", initramfs, "-append", kernelCommandLine,
+	argv := append(machine(built.accelerator, o.MemoryMiB, o.CPUs, cpu),
+		"-kernel", built.debian.kernel, "-initrd", initramfs, "-append", kernelCommandLine,
 		"-serial", "file:"+filepath.Join(dir, consoleLog),
 		// What is written goes to a temporary file that QEMU has unlinked.
-		"-drive", "file="+d.disk+",format=raw,if=virtio,snapshot=on,cache=unsafe",
-		"-drive", "file="+kubeletDisk+",format=raw,if=virtio,readonly=on",
+		"-drive", "file="+built.debian.disk+",format=raw,if=virtio,snapshot=on,cache=unsafe",
+		"-drive", "file="+built.kubelet+".img,format=raw,if=virtio,readonly=on",
 		"-netdev", fmt.Sprintf("user,id=net,hostfwd=tcp:127.0.0.1:%d-:%d", agentHostPort, agentPort),
 		// No boot ROM: nothing boots from the network.
 		"-device", "virtio-net-pci,netdev=net,romfile=",
 	)
+	if built.crio != "" {
+		argv = append(argv, "-drive", "file="+built.crio+",format=raw,if=virtio,readonly=on")
+	}
 	return startProcess("qemu", filepath.Join(dir, "qemu.log"), append([]string{"nice", "-n", "5", "env", "TMPDIR=" + dir}, argv...)...)
 }
 

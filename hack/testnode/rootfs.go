@@ -21,10 +21,17 @@ var initApplets = []string{
 	"cp", "echo", "grep", "insmod", "ip", "mkdir", "mount", "poweroff", "sh", "sleep", "switch_root", "umount",
 }
 
-// guestPackages are what a node needs on top of debootstrap's minimum.
-var guestPackages = []string{
-	"systemd", "systemd-sysv", "dbus", "containerd", "runc", "crun",
-	"containernetworking-plugins", "iptables", "kmod", "iproute2", "procps",
+// guestPackages are what a node needs on top of debootstrap's minimum, by its CRI
+// runtime. CRI-O itself is built: Debian has none.
+var guestPackages = map[string][]string{
+	"containerd": {
+		"systemd", "systemd-sysv", "dbus", "containerd", "runc", "crun",
+		"containernetworking-plugins", "iptables", "kmod", "iproute2", "procps",
+	},
+	"cri-o": {
+		"systemd", "systemd-sysv", "dbus", "conmon", "skopeo", "runc", "crun",
+		"containernetworking-plugins", "iptables", "kmod", "iproute2", "procps",
+	},
 }
 
 // maskedUnits cost boot time on an emulated CPU and do nothing for a node that
@@ -58,11 +65,18 @@ type debian struct {
 	version   string // of the kernel
 }
 
-func (c cache) debian(ctx context.Context, release string) (debian, error) {
-	inputs := slices.Concat([]string{rootRecipe, release, diskSize, string(initScript)},
-		initApplets, guestPackages, maskedUnits, bootModules)
-	dir, err := c.artefact(ctx, "debian-"+release, inputs, func(ctx context.Context, dir string) error {
-		return buildDebian(ctx, dir, release)
+func (c cache) debian(ctx context.Context, o Options) (debian, error) {
+	name, inputs := "debian-"+o.Debian, []string{rootRecipe, o.Debian, diskSize, string(initScript)}
+	if o.Kernel != o.Debian {
+		name += "-kernel-" + o.Kernel
+		inputs = append(inputs, o.Kernel)
+	}
+	if o.CRI != "containerd" {
+		name += "-" + o.CRI
+	}
+	inputs = slices.Concat(inputs, initApplets, guestPackages[o.CRI], maskedUnits, bootModules)
+	dir, err := c.artefact(ctx, name, inputs, func(ctx context.Context, dir string) error {
+		return buildDebian(ctx, dir, o)
 	})
 	if err != nil {
 		return debian{}, err
@@ -79,7 +93,7 @@ func (c cache) debian(ctx context.Context, release string) (debian, error) {
 	}, nil
 }
 
-func buildDebian(ctx context.Context, dir, release string) error {
+func buildDebian(ctx context.Context, dir string, o Options) error {
 	if os.Geteuid() != 0 {
 		return errors.New("making a root file system needs root")
 	}
@@ -91,10 +105,10 @@ func buildDebian(ctx context.Context, dir, release string) error {
 	group, groupCtx := errgroup.WithContext(ctx)
 	var version string
 	group.Go(func() (err error) {
-		version, err = unpackKernel(groupCtx, filepath.Join(work, "apt"), kernel, release)
+		version, err = unpackKernel(groupCtx, filepath.Join(work, "apt"), kernel, o.Kernel)
 		return err
 	})
-	group.Go(func() error { return bootstrap(groupCtx, root, release) })
+	group.Go(func() error { return bootstrap(groupCtx, root, o.Debian, guestPackages[o.CRI]) })
 	if err := group.Wait(); err != nil {
 		return err
 	}
@@ -128,14 +142,29 @@ func unpackKernel(ctx context.Context, aptDir, dir, release string) (string, err
 		return "", err
 	}
 	const prefix = "linux-image-"
-	name, err := a.dependency(ctx, prefix+"cloud-amd64", prefix)
+	images, err := a.dependencies(ctx, prefix+"cloud-amd64")
 	if err != nil {
 		return "", err
 	}
-	if err := a.unpack(ctx, name, dir); err != nil {
+	images = slices.DeleteFunc(images, func(name string) bool { return !strings.HasPrefix(name, prefix) })
+	if len(images) != 1 {
+		return "", fmt.Errorf("package %scloud-amd64 depends on %q: want one %s*", prefix, images, prefix)
+	}
+	image := images[0]
+	version := strings.TrimPrefix(image, prefix)
+	packages, err := a.dependencies(ctx, image)
+	if err != nil {
 		return "", err
 	}
-	version := strings.TrimPrefix(name, prefix)
+	// Since Debian 14 the image itself is empty.
+	packages = slices.DeleteFunc(packages, func(name string) bool {
+		return name != "linux-binary-"+version && name != "linux-modules-"+version
+	})
+	for _, name := range append(packages, image) {
+		if err := a.unpack(ctx, name, dir); err != nil {
+			return "", err
+		}
+	}
 	// Releases with a merged /usr keep the modules there.
 	if merged := filepath.Join(dir, "usr/lib/modules"); exists(merged) {
 		if err := os.MkdirAll(filepath.Join(dir, "lib"), 0o755); err != nil {
@@ -145,20 +174,28 @@ func unpackKernel(ctx context.Context, aptDir, dir, release string) (string, err
 			return "", err
 		}
 	}
+	if among := filepath.Join(dir, "lib/modules", version, "vmlinuz"); exists(among) { // since Debian 14
+		if err := os.MkdirAll(filepath.Join(dir, "boot"), 0o755); err != nil {
+			return "", err
+		}
+		if err := os.Rename(among, filepath.Join(dir, "boot/vmlinuz-"+version)); err != nil {
+			return "", err
+		}
+	}
 	if err := command(ctx, nil, "depmod", "--basedir", dir, version); err != nil {
 		return "", fmt.Errorf("index kernel modules: %w", err)
 	}
 	return version, nil
 }
 
-func bootstrap(ctx context.Context, root, release string) error {
+func bootstrap(ctx context.Context, root, release string, packages []string) error {
 	archive, _, err := hostArchives()
 	if err != nil {
 		return err
 	}
 	// In a mount namespace of its own: a killed debootstrap leaves no mounts.
 	return command(ctx, []string{"DEBIAN_FRONTEND=noninteractive"}, "unshare", "--mount",
-		"debootstrap", "--variant=minbase", "--include="+strings.Join(guestPackages, ","), release, root, archive)
+		"debootstrap", "--variant=minbase", "--include="+strings.Join(packages, ","), release, root, archive)
 }
 
 func buildInitramfs(ctx context.Context, modules string) ([]byte, error) {
