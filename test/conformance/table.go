@@ -82,7 +82,7 @@ func cell(r Record, c Comparison, of string) string {
 // shape is the row that a cgroup belongs to: the pod, or its level.
 func shape(name string) string {
 	level, pod, ok := strings.Cut(name, " ")
-	if !ok || level == "sandbox" {
+	if !ok || level == "sandbox" || level == "conmon" {
 		return level
 	}
 	pod, _, _ = strings.Cut(pod[strings.IndexByte(pod, '/')+1:], "/")

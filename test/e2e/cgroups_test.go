@@ -52,6 +52,10 @@ func clusterName(path, node string, pods []corev1.Pod) string {
 			return name
 		}
 	}
+	if id, ok := strings.CutPrefix(base, "crio-conmon-"); ok { // CRI-O's monitor, a sibling of what it watches
+		name := clusterName(path[:strings.LastIndexByte(path, '/')+1]+"crio-"+id, node, pods)
+		return "conmon of " + name
+	}
 	container := ""
 	if m := containerDir.FindStringSubmatch(base); m != nil {
 		container = m[1]

@@ -48,7 +48,10 @@ var columns = []column{
 var matrix = []column{
 	{name: "crun", layout: "crun", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd", Runtime: "crun"}, oracle: factor, high: high127},
 	{name: "kind", layout: "kind", node: testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd", CgroupRoot: "/kubelet"}, oracle: factor, high: high127},
+	{name: "crio", layout: "crio", node: testnode.Options{Kubernetes: "1.27.4", CRI: "cri-o", CgroupDriver: "systemd"}, oracle: factor, high: high127},
 	{name: "trixie", layout: "trixie", node: testnode.Options{Kubernetes: "1.27.4", Debian: "trixie", CgroupDriver: "systemd"}, oracle: factor, high: high127},
+	{name: "sid", layout: "sid", node: testnode.Options{Kubernetes: "1.27.4", Debian: "sid", CgroupDriver: "systemd"}, oracle: factor, high: high127},
+	{name: "kernel-5.10", layout: "kernel-5.10", node: testnode.Options{Kubernetes: "1.27.4", Kernel: "bullseye", CgroupDriver: "systemd"}, oracle: factor, high: high127},
 	{
 		name: "kubelet-1.22", layout: "systemd",
 		node:        testnode.Options{Kubernetes: "1.22.17", APIServer: "1.27.4", CgroupDriver: "systemd"},
