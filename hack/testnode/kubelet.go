@@ -34,22 +34,25 @@ func kubeletConfig(o Options) ([]byte, error) {
 		},
 		"authorization": map[string]any{"mode": "Webhook"},
 		// Its own self-signed certificate would take seconds to make.
-		"tlsCertFile":               kubernetesDir + "/kubelet.crt",
-		"tlsPrivateKeyFile":         kubernetesDir + "/kubelet.key",
-		"cgroupDriver":              o.CgroupDriver,
-		"cgroupRoot":                o.CgroupRoot,
-		"cgroupsPerQOS":             true,
-		"enforceNodeAllocatable":    []any{"pods"},
-		"systemReserved":            map[string]any{"memory": "100Mi"},
-		"kubeReserved":              map[string]any{"memory": "51Mi"},
-		"failSwapOn":                false,
-		"staticPodPath":             kubernetesDir + "/manifests",
-		"resolvConf":                "/etc/resolv.conf",
-		"clusterDomain":             "cluster.local",
-		"maxPods":                   600,
-		"serializeImagePulls":       false,
-		"syncFrequency":             "10s",
-		"fileCheckFrequency":        "5s",
+		"tlsCertFile":            kubernetesDir + "/kubelet.crt",
+		"tlsPrivateKeyFile":      kubernetesDir + "/kubelet.key",
+		"cgroupDriver":           o.CgroupDriver,
+		"cgroupRoot":             o.CgroupRoot,
+		"cgroupsPerQOS":          true,
+		"enforceNodeAllocatable": []any{"pods"},
+		"systemReserved":         map[string]any{"memory": "100Mi"},
+		"kubeReserved":           map[string]any{"memory": "51Mi"},
+		// A container with a limit of 40m would take half a minute to start.
+		"cpuCFSQuota":         false,
+		"failSwapOn":          false,
+		"staticPodPath":       kubernetesDir + "/manifests",
+		"resolvConf":          "/etc/resolv.conf",
+		"clusterDomain":       "cluster.local",
+		"maxPods":             600,
+		"serializeImagePulls": false,
+		"fileCheckFrequency":  "5s",
+		// 2m is too short where many pods start at once on an emulated processor.
+		"runtimeRequestTimeout":     "10m",
 		"nodeStatusUpdateFrequency": "5s",
 		"nodeStatusReportFrequency": "10s",
 		// Images cannot be pulled again: never collect them.
@@ -92,6 +95,8 @@ func kubeletFlags(o Options) []string {
 		"--kubeconfig=" + kubernetesDir + "/kubeconfig",
 		"--hostname-override=" + nodeName,
 		"--node-ip=" + guestAddress,
+		// At its default of 10s statistics take a tenth of an emulated processor.
+		"--housekeeping-interval=60s",
 	}
 	switch version := minor(o.Kubernetes); {
 	case version < 24: // dockershim was the default

@@ -365,6 +365,10 @@ func (n *Node) SetAPIServer(ctx context.Context, up bool) error {
 	return n.plane.setAPIServer(ctx, up)
 }
 
+// AuditLog reads what the API server has logged so far, given Options.Audit: an
+// audit.k8s.io/v1 Event a line.
+func (n *Node) AuditLog() ([]byte, error) { return os.ReadFile(n.plane.path("audit.log")) }
+
 func (n *Node) keep(listener net.Listener) {
 	n.mu.Lock()
 	defer n.mu.Unlock()

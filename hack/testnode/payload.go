@@ -52,7 +52,7 @@ func payload(o Options, plane *controlPlane, guestPath, imagesPath, token string
 		"/etc/resolv.conf":                           "nameserver " + nameserver + "\n",
 		"/etc/machine-id":                            hex.EncodeToString(machineID) + "\n",
 		"/etc/cni/net.d/10-ptp.conflist":             cniConfig,
-		"/etc/sysctl.d/50-forward.conf":              "net.ipv4.ip_forward = 1\n",
+		"/etc/sysctl.d/50-testnode.conf":             "net.ipv4.ip_forward = 1\nvm.nr_hugepages = 4\n", // of 2 MiB
 		"/etc/systemd/system/testnode-guest.service": guestUnit,
 		"/etc/systemd/system/kubelet.service":        kubeletUnit(o),
 	}
