@@ -98,7 +98,8 @@ spec:
 func limitless(n int) []byte {
 	var b strings.Builder
 	for i := range n {
-		fmt.Fprintf(&b, `---
+		fmt.Fprintf(&b, `
+---
 apiVersion: v1
 kind: Pod
 metadata: {name: limitless-%d}
@@ -122,15 +123,7 @@ spec:
 func testChurn(t *testing.T, node *testnode.Node) {
 	sums := func(want map[string]int64) {
 		t.Helper()
-		eventually(t, "the sums", func() error {
-			s := takeSnapshot(t, node)
-			for name, bytes := range want {
-				if got := s[name]["memory.min"]; got != strconv.FormatInt(bytes/4096*4096, 10) {
-					return fmt.Errorf("%s memory.min is %s, want %d", name, got, bytes)
-				}
-			}
-			return nil
-		})
+		awaitSums(t, node, want)
 	}
 	guaranteed, burstable := requests(listPods(t, node))
 	sums(map[string]int64{"kubepods": guaranteed + burstable, "burstable": burstable})
@@ -148,25 +141,10 @@ func testChurn(t *testing.T, node *testnode.Node) {
 	}
 	holds("container default/added/app", "79691776") // 40Mi + 0.9 x 40Mi
 
-	// The container dies and comes back with another id.
-	before := containerID(t, node, "default/added")
-	path := cgroupOf(t, node, before)
-	procs, err := node.Run(t.Context(), "cat", "/sys/fs/cgroup/"+path+"/cgroup.procs")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := node.Run(t.Context(), append([]string{"kill", "-9"}, strings.Fields(procs)...)...); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the container comes back", func() error {
-		if id := containerID(t, node, "default/added"); id == before || id == "" {
-			return fmt.Errorf("its id is still %q", id)
-		}
-		return nil
-	})
+	restartContainer(t, node, "default/added")
 	holds("container default/added/app", "79691776")
 
-	const many = 12
+	const many = 6
 	apply(t, node, limitless(many))
 	extra := int64(40 << 20)
 	for i := range int64(many) {
@@ -187,24 +165,76 @@ func testChurn(t *testing.T, node *testnode.Node) {
 		t.Fatal(err)
 	}
 	sums(map[string]int64{"kubepods": guaranteed + burstable, "burstable": burstable})
+}
 
-	// All Burstable pods go: the sum goes to 0, where a kubelet up to 1.35 leaves
-	// the last one standing. A static pod cannot be deleted through the API.
-	for _, file := range []string{"pods.yaml", "init-running.yaml"} {
-		if err := node.Delete(t.Context(), onlyPods(read(t, file))); err != nil {
+// testEmptied: all Burstable pods go, and the sum goes to 0, where a kubelet up to
+// 1.35 leaves the last one standing. They are deleted at once, without waiting for
+// the kubelet, which takes minutes over it on an emulated node.
+func testEmptied(t *testing.T, node *testnode.Node) {
+	for _, namespace := range []string{"default", "shop", "random", "kube-system"} {
+		if err := clientset(t, node).CoreV1().Pods(namespace).DeleteCollection(t.Context(), metav1.DeleteOptions{GracePeriodSeconds: new(int64)}, metav1.ListOptions{}); err != nil {
 			t.Fatal(err)
 		}
 	}
+	// A static pod cannot be deleted through the API.
 	if _, err := node.Run(t.Context(), "sh", "-c", "rm -f $(grep -rl static-burstable /etc/kubernetes/manifests)"); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, "all but one static pod are gone", func() error {
-		if n := len(listPods(t, node)); n != 1 {
-			return fmt.Errorf("%d pods", n)
+		pods := listPods(t, node)
+		if len(pods) != 1 || pods[0].Name != "static-guaranteed-"+node.Name() {
+			return fmt.Errorf("%d pods", len(pods))
 		}
 		return nil
 	})
-	sums(map[string]int64{"kubepods": 21 << 20, "burstable": 0})
+	awaitSums(t, node, map[string]int64{"kubepods": 21 << 20, "burstable": 0})
+}
+
+// awaitSums waits until the classes have sums, in bytes, as their memory.min.
+func awaitSums(t *testing.T, node *testnode.Node, want map[string]int64) {
+	t.Helper()
+	eventually(t, "the sums", func() error {
+		s := takeSnapshot(t, node)
+		for name, bytes := range want {
+			if got := s[name]["memory.min"]; got != strconv.FormatInt(bytes/4096*4096, 10) {
+				return fmt.Errorf("%s memory.min is %s, want %d", name, got, bytes)
+			}
+		}
+		return nil
+	})
+}
+
+// restartContainer kills a pod's first container, and waits until it is back with
+// another id.
+func restartContainer(t *testing.T, node *testnode.Node, pod string) {
+	t.Helper()
+	before := containerID(t, node, pod)
+	scope := "/sys/fs/cgroup/" + strings.TrimSuffix(cgroupOf(t, node, before), "/container") // crun's own
+	if _, err := node.Run(t.Context(), "sh", "-c", "kill -9 $(cat $(find "+scope+" -name cgroup.procs))"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "the container comes back", func() error {
+		if id := containerID(t, node, pod); id == before || id == "" {
+			return fmt.Errorf("its id is still %q", id)
+		}
+		return nil
+	})
+}
+
+// testChange: what testChurn does, in small: a container restarts, a pod goes.
+func testChange(t *testing.T, node *testnode.Node, c column) {
+	restartContainer(t, node, "default/burstable")
+	eventually(t, "the container that came back has its memory.high", func() error {
+		if got := takeSnapshot(t, node)["container default/burstable/app"]["memory.high"]; got != c.high {
+			return fmt.Errorf("it is %q, want %s", got, c.high)
+		}
+		return nil
+	})
+	guaranteed, burstable := requests(listPods(t, node))
+	if err := node.Delete(t.Context(), []byte("apiVersion: v1\nkind: Pod\nmetadata: {name: burstable}\n")); err != nil {
+		t.Fatal(err)
+	}
+	awaitSums(t, node, map[string]int64{"kubepods": guaranteed + burstable - 64<<20})
 }
 
 // testRestart: kill -9 and a new start lose nothing, and on an unchanged node the
@@ -331,31 +361,42 @@ func settled(t *testing.T, agent *nodeagent.Agent) error {
 	return err
 }
 
-// requests sums what the pods ask for, without the product's code: it is enough
-// here that no pod has an init container that asks for more, except one.
+// requests sums what the pods ask for, in bytes, without the product's code: each
+// pod's sum is rounded up, as fractions of a byte are.
 func requests(pods []corev1.Pod) (guaranteed, burstable int64) {
 	for i := range pods {
 		pod := &pods[i]
-		if pod.Status.Phase == corev1.PodSucceeded || pod.Status.QOSClass == corev1.PodQOSBestEffort {
+		if pod.Status.Phase == corev1.PodSucceeded || pod.Status.Phase == corev1.PodFailed || pod.Status.QOSClass == corev1.PodQOSBestEffort {
 			continue
 		}
-		var containers, init resource.Quantity
-		for _, c := range pod.Spec.Containers {
-			containers.Add(*c.Resources.Requests.Memory())
-		}
+		var sum, sidecars, peak resource.Quantity
 		for _, c := range pod.Spec.InitContainers {
-			if r := c.Resources.Requests.Memory(); r.Cmp(init) > 0 {
-				init = *r
+			alone := sidecars.DeepCopy()
+			alone.Add(*c.Resources.Requests.Memory())
+			if c.RestartPolicy != nil {
+				sidecars = alone.DeepCopy()
+			}
+			if alone.Cmp(peak) > 0 {
+				peak = alone
 			}
 		}
-		if init.Cmp(containers) > 0 {
-			containers = init
+		sum = sidecars
+		for _, c := range pod.Spec.Containers {
+			sum.Add(*c.Resources.Requests.Memory())
 		}
-		containers.Add(*pod.Spec.Overhead.Memory())
+		if peak.Cmp(sum) > 0 {
+			sum = peak
+		}
+		if pod.Spec.Resources != nil {
+			if q, ok := pod.Spec.Resources.Requests[corev1.ResourceMemory]; ok {
+				sum = q.DeepCopy()
+			}
+		}
+		sum.Add(*pod.Spec.Overhead.Memory())
 		if pod.Status.QOSClass == corev1.PodQOSGuaranteed {
-			guaranteed += containers.Value()
+			guaranteed += sum.Value()
 		} else {
-			burstable += containers.Value()
+			burstable += sum.Value()
 		}
 	}
 	return guaranteed, burstable
@@ -386,15 +427,4 @@ func cgroupOf(t *testing.T, node *testnode.Node, id string) string {
 	}
 	t.Fatalf("no cgroup of container %q", id)
 	return ""
-}
-
-// onlyPods drops what is not a pod: what pods need outlives them here.
-func onlyPods(manifests []byte) []byte {
-	var out []string
-	for doc := range strings.SplitSeq(string(manifests), "\n---\n") {
-		if strings.Contains(doc, "kind: Pod\n") {
-			out = append(out, doc)
-		}
-	}
-	return []byte(strings.Join(out, "\n---\n"))
 }

@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"strings"
@@ -29,34 +30,6 @@ func read(t *testing.T, manifest string) []byte {
 	return data
 }
 
-// startNode boots a node with the pods of the conformance manifests running on it,
-// those of further files too.
-func startNode(t *testing.T, o testnode.Options, manifests ...string) *testnode.Node {
-	t.Helper()
-	o.StaticPods = map[string][]byte{
-		"static-burstable.yaml":  read(t, "static-burstable.yaml"),
-		"static-guaranteed.yaml": read(t, "static-guaranteed.yaml"),
-	}
-	node := bareNode(t, o)
-	start := time.Now()
-	for _, name := range append([]string{"pods.yaml"}, manifests...) {
-		apply(t, node, read(t, name))
-	}
-	if err := node.Apply(t.Context(), read(t, "init-running.yaml")); err != nil {
-		t.Fatal(err)
-	}
-	eventually(t, "the static pods and the init container run", func() error {
-		for _, pod := range []string{"default/static-burstable-" + node.Name(), "kube-system/static-guaranteed-" + node.Name(), "default/init-running"} {
-			if p := findPod(listPods(t, node), pod); p == nil || !anyRunning(p) {
-				return fmt.Errorf("pod %s does not run", pod)
-			}
-		}
-		return nil
-	})
-	t.Logf("pods running after %.0fs", time.Since(start).Seconds())
-	return node
-}
-
 // bareNode boots a node. It is stopped, and its logs are kept if the test failed,
 // when the test ends.
 func bareNode(t *testing.T, o testnode.Options) *testnode.Node {
@@ -80,13 +53,48 @@ func bareNode(t *testing.T, o testnode.Options) *testnode.Node {
 	return node
 }
 
+// awaitOthers creates the pods that never come to run all of their containers, and
+// waits for them and for the static ones.
+func awaitOthers(t *testing.T, node *testnode.Node) {
+	t.Helper()
+	for _, name := range []string{"init-running.yaml", "refused.yaml"} {
+		if err := node.Apply(t.Context(), read(t, name)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	eventually(t, "the static pods and the init container run, and a pod is refused", func() error {
+		pods := listPods(t, node)
+		for _, pod := range []string{"default/static-burstable-" + node.Name(), "kube-system/static-guaranteed-" + node.Name(), "default/init-running"} {
+			if p := findPod(pods, pod); p == nil || !anyRunning(p) {
+				return fmt.Errorf("pod %s does not run", pod)
+			}
+		}
+		if p := findPod(pods, "default/too-large"); p == nil || p.Status.Phase != corev1.PodFailed || p.Status.Reason != "OutOfmemory" {
+			return fmt.Errorf("the pod that is larger than the node is not refused: %+v", p)
+		}
+		return nil
+	})
+}
+
+// atOnce is how many pods may be starting at a time. All at once would keep an
+// emulated node from starting any of them in the time that the kubelet gives one.
+const atOnce = 6
+
 // apply creates objects and waits until their pods run.
 func apply(t *testing.T, node *testnode.Node, manifests []byte) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Minute)
 	defer cancel()
-	if err := node.Apply(ctx, manifests); err != nil {
-		t.Fatal(err)
+	docs := bytes.Split(manifests, []byte("\n---\n"))
+	for i, doc := range docs {
+		if err := node.Apply(ctx, doc); err != nil {
+			t.Fatal(err)
+		}
+		if i >= atOnce {
+			if err := node.WaitRunning(ctx, docs[i-atOnce]); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
 	if err := node.WaitRunning(ctx, manifests); err != nil {
 		t.Fatal(err)

@@ -3,12 +3,14 @@
 package e2e
 
 import (
+	"cmp"
 	"fmt"
 	"os"
 	"slices"
 	"strings"
 	"testing"
 
+	"github.com/memqos/memqos/hack/testnode"
 	"github.com/memqos/memqos/test/conformance"
 )
 
@@ -16,12 +18,17 @@ import (
 // of the same release with the gate off: every file of every cgroup is equal. Then
 // what happens on the node with memqos while pods come, restart and go.
 func TestNode(t *testing.T) {
+	seed, err := seed()
+	if err != nil {
+		t.Fatalf("MEMQOS_SEED: %v", err)
+	}
 	for _, c := range chosenColumns() {
 		t.Run(c.name, func(t *testing.T) {
 			t.Parallel() // one emulated processor to each of the machine's
-			oracle := runOracle(t, c)
+			t.Logf("the same random pods again: MEMQOS_SEED=%d", seed)
+			oracle := runOracle(t, c, seed)
 
-			node := c.start(t, false)
+			node := c.start(t, false, seed)
 			before := differences(oracle.Cgroups, takeSnapshot(t, node))
 			if len(before) == 0 {
 				t.Fatal("there is nothing to do: without memqos the node already holds the oracle's values")
@@ -33,13 +40,20 @@ func TestNode(t *testing.T) {
 				oracle.Cgroups.Count("container"), oracle.Cgroups.Count("sandbox"), oracle.Cgroups.Count("pod"))
 
 			t.Run("plan", func(t *testing.T) { testPlan(t, oracle) })
+			if len(c.resizes) > 0 {
+				t.Run("resize", func(t *testing.T) { testResize(t, node, oracle) })
+			}
 			t.Run("debug", func(t *testing.T) { testDebug(t, node, c) })
 			t.Run("inspect", func(t *testing.T) { testInspect(t, agent) })
 			if c.life {
 				t.Run("churn", func(t *testing.T) { testChurn(t, node) })
 				t.Run("restart", func(t *testing.T) { testRestart(t, node, agent) })
+				t.Run("emptied", func(t *testing.T) { testEmptied(t, node) })
 				t.Run("unsupported", func(t *testing.T) { testLateKubepods(t, node, agent) })
+			} else {
+				t.Run("change", func(t *testing.T) { testChange(t, node, c) })
 			}
+			t.Run("rights", func(t *testing.T) { testRights(t, node) })
 		})
 	}
 }
@@ -48,30 +62,30 @@ func TestNode(t *testing.T) {
 var baseManifests = []string{"pods.yaml", "init-running.yaml", "static-burstable.yaml", "static-guaranteed.yaml"}
 
 // runOracle returns what a kubelet with the gate on makes of the pods.
-func runOracle(t *testing.T, c column) conformance.Record {
-	r := conformance.Record{Kubelet: c.node.Kubernetes, Node: c.layout, Manifests: slices.Concat(baseManifests, c.manifests), PlanFlags: c.plan}
+func runOracle(t *testing.T, c column, seed uint64) conformance.Record {
+	r := conformance.Record{
+		Kubelet: c.node.Kubernetes, Node: c.layout, APIServer: cmp.Or(c.node.APIServer, c.node.Kubernetes),
+		Manifests: slices.Concat(baseManifests, c.manifests), Seed: seed, PlanFlags: c.plan,
+	}
 	t.Run("oracle", func(t *testing.T) {
-		node := c.start(t, true)
-		// The kubelet writes the sums when it makes a pod's cgroup, and else once a
-		// minute: wait until they are those of all pods.
-		eventually(t, "the kubelet's sums", func() error {
-			r.Cgroups = takeSnapshot(t, node)
-			sum := plan(t, r)["kubepods"]["memory.min"]
-			if got := r.Cgroups["kubepods"]["memory.min"]; got != sum {
-				return fmt.Errorf("kubepods memory.min is %s, the sum of the requests is %s", got, sum)
-			}
-			return nil
-		})
+		node := c.start(t, true, seed)
+		r.Host = host(t, node, c)
+		r.Cgroups = oracleSums(t, node, r)
 		if got := r.Cgroups["container default/burstable/app"]["memory.high"]; got != c.high {
-			t.Fatalf("the oracle is none: memory.high of a container with 64Mi/128Mi is %s, want %s", got, c.high)
+			t.Fatalf("the oracle is none: memory.high of a container with 64Mi/128Mi is %s, want %s; within: %v", got, c.high, r.Cgroups["container default/burstable/app"+conformance.CrunSuffix])
 		}
-		if pods := r.Cgroups.Count("pod"); pods < 15 {
-			t.Fatalf("%d pods, want at least 15", pods)
+		if pods := r.Cgroups.Count("pod"); pods < conformance.MinPods {
+			t.Fatalf("%d pods, want at least %d", pods, conformance.MinPods)
 		}
 		for name := range r.Cgroups {
-			if strings.HasPrefix(name, "unknown") {
+			if strings.HasPrefix(name, "unknown") || strings.HasSuffix(name, "/too-large") {
 				t.Errorf("the oracle has a cgroup of no pod: %s", name)
 			}
+		}
+		for i, manifest := range c.resizes {
+			resize(t, node, manifest)
+			r.Resizes = append(r.Resizes, conformance.Resize{Manifest: manifest})
+			r.Resizes[i].Cgroups = ofResize(oracleSums(t, node, r.Resized(i)))
 		}
 	})
 	if t.Failed() {
@@ -83,6 +97,48 @@ func runOracle(t *testing.T, c column) conformance.Record {
 		}
 	}
 	return r
+}
+
+// oracleSums takes a snapshot once the sums are those of all pods: the kubelet
+// writes them when it makes a pod's cgroup, and else once a minute.
+func oracleSums(t *testing.T, node *testnode.Node, r conformance.Record) (s conformance.Snapshot) {
+	t.Helper()
+	s = takeSnapshot(t, node)
+	r.Cgroups = s // the plan takes node allocatable from it
+	wanted := plan(t, r)
+	eventually(t, "the kubelet's sums", func() error {
+		s = takeSnapshot(t, node)
+		for _, name := range []string{"kubepods", "burstable"} {
+			for _, file := range []string{"memory.min", "memory.low"} {
+				if want, ok := wanted[name][file]; ok && s[name][file] != want {
+					return fmt.Errorf("%s %s is %s, the sum of the requests is %s", name, file, s[name][file], want)
+				}
+			}
+		}
+		return nil
+	})
+	return s
+}
+
+// host says what a node runs on.
+func host(t *testing.T, node *testnode.Node, c column) conformance.Host {
+	t.Helper()
+	word := func(i int, argv ...string) string {
+		out, err := node.Run(t.Context(), argv...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return strings.TrimPrefix(strings.Fields(out)[i], "v")
+	}
+	runtime := cmp.Or(c.node.Runtime, "runc")
+	return conformance.Host{
+		Kernel:       word(0, "uname", "-r"),
+		Systemd:      word(1, "systemctl", "--version"),
+		Runtime:      "containerd " + strings.Trim(word(2, "containerd", "--version"), "v"),
+		OCIRuntime:   runtime + " " + word(2, runtime, "--version"),
+		CgroupDriver: c.node.CgroupDriver,
+		CgroupRoot:   cmp.Or(c.node.CgroupRoot, "/"),
+	}
 }
 
 func plan(t *testing.T, r conformance.Record) conformance.Snapshot {
