@@ -11,7 +11,7 @@ VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo deve
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
 
-FUZZTIME ?= 10s
+FUZZTIME ?= 15s
 
 .PHONY: help
 help: ## Show this text
@@ -39,7 +39,7 @@ unit: ## Run the tests that need no node, with the race detector
 	go test -race ./...
 
 .PHONY: fuzz
-fuzz: ## Fuzz every parser for FUZZTIME (10s)
+fuzz: ## Fuzz every parser for FUZZTIME (15s)
 	hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: e2e
@@ -48,7 +48,7 @@ e2e: ## Run the tests that need a node
 
 .PHONY: e2e-matrix
 e2e-matrix: ## Likewise on every kind of node: runtimes, layouts, kubelets 1.22 to 1.37
-	MEMQOS_E2E_MATRIX=1 go test -tags e2e -count=1 -timeout 120m -v -run 'TestNode/$(or $(COLUMN),.)' ./test/e2e
+	MEMQOS_E2E_MATRIX=1 go test -tags e2e -count=1 -timeout 120m -v -run '$(if $(COLUMN),TestNode/$(COLUMN),TestNode|TestBesideKubelet)' ./test/e2e
 
 .PHONY: record
 record: ## Run e2e-matrix and record what the kubelets with the gate on wrote

@@ -11,6 +11,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
+	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/metrics"
 	"github.com/memqos/memqos/qos"
 )
@@ -52,7 +53,9 @@ func (r *podReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.R
 	}
 	r.kills.follow(req, cgroups)
 	policy, _ := site.policy.For(&pod)
-	r.writer.guard.overlay(&pod, cgroups, policy.StallGuard.Value)
+	// What memqos does not write it cannot raise.
+	writes := !r.writer.dryRun() && !r.writer.kubelet.manages(memory.High)
+	r.writer.guard.overlay(&pod, cgroups, policy.StallGuard.Value && writes)
 	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), site.tree, req, cgroups)
 	found = find(cgroups, o)
 	r.tell(&pod, cgroups, o)

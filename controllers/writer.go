@@ -226,6 +226,9 @@ func (w *writer) giveBack(cgroups []seen) error {
 			if !ours {
 				continue
 			}
+			if file == memory.High {
+				w.landings.cancel(s.dir.Inode)
+			}
 			now, err := s.dir.Value(file)
 			if err == nil && now == e.Wrote && now != e.Original {
 				err = put(s.dir, file, now, e.Original)

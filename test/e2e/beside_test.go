@@ -5,6 +5,7 @@ package e2e
 import (
 	"bytes"
 	"fmt"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -46,6 +47,9 @@ func besideHigh(place int, factor float64) string {
 // writing and the values are the kubelet's. Once the kubelet has its gate off,
 // memqos takes them up again.
 func TestBesideKubelet(t *testing.T) {
+	if os.Getenv("MEMQOS_E2E_MATRIX") == "" {
+		t.Skip("takes ten minutes: part of make e2e-matrix")
+	}
 	t.Parallel()
 	node := bareNode(t, testnode.Options{
 		Kubernetes: "1.27.4", CgroupDriver: "systemd",
