@@ -40,8 +40,8 @@ is in use is left, and named; run restore again once usage has fallen.`,
 			if err != nil {
 				return err
 			}
-			cmd.Printf("%d files restored, %d needed nothing, %d left\n", r.Restored, r.Unchanged, len(r.Left))
-			return errors.Join(r.Left...)
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "%d files restored, %d needed nothing, %d left\n", r.Restored, r.Unchanged, len(r.Left))
+			return errors.Join(append(r.Left, err)...)
 		},
 	}
 	flags.add(cmd)

@@ -10,7 +10,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/memqos/memqos/hack/nodeagent"
 	"github.com/memqos/memqos/hack/testnode"
+	"github.com/memqos/memqos/test/conformance"
 )
 
 // A program that grows anonymous memory, without swap, from nothing to 300Mi: past a
@@ -131,6 +133,8 @@ func TestStall(t *testing.T) {
 	t.Run("memqos", func(t *testing.T) {
 		t.Parallel()
 		node := bareNode(t, testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd"})
+		apply(t, node, besidePods("bystander"))
+		before := takeSnapshot(t, node)
 		agent := installAgent(t, node, fmt.Sprintf("memoryThrottlingFactor: %v\n", stallFactor))
 		runs := 1
 		if n, err := strconv.Atoi(os.Getenv("MEMQOS_STALLS")); err == nil {
@@ -170,5 +174,43 @@ func TestStall(t *testing.T) {
 		if n := metric(t, agent, "memqos_guard_changes_total", map[string]string{"reason": "MemoryThrottleRelaxed"}); n != float64(runs) {
 			t.Errorf("%v relaxations of %d stalled programs", n, runs)
 		}
+		testRestore(t, node, agent, before)
 	})
+}
+
+// testRestore: memqos restore leaves the tree as it was, also in cgroups that were made
+// since, and a second one finds nothing.
+func testRestore(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, before conformance.Snapshot) {
+	t.Helper()
+	apply(t, node, besidePods("bystander", "newcomer"))
+	eventually(t, "the newcomer has its values", func() error {
+		if got, want := takeSnapshot(t, node)["container default/newcomer/app"]["memory.min"], fmt.Sprint(17<<20); got != want {
+			return fmt.Errorf("memory.min is %s, want %s", got, want)
+		}
+		return nil
+	})
+	if err := agent.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if len(differences(pick(before, "bystander"), pick(takeSnapshot(t, node), "bystander"))) == 0 {
+		t.Fatal("there is nothing to restore")
+	}
+	restore := []string{"/usr/local/bin/memqos", "restore", "--config", "/etc/memqos/config.yaml"}
+	out, err := node.Run(t.Context(), restore...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("memqos restore: %s", strings.TrimSpace(out))
+	after := takeSnapshot(t, node)
+	if err := same(differences(pick(before, "bystander"), pick(after, "bystander"))); err != nil {
+		t.Error(err)
+	}
+	for name, files := range after {
+		if files["memory.min"] != "0" || files["memory.low"] != "0" || files["memory.high"] != "max" {
+			t.Errorf("%s is not as a kubelet with the gate off leaves it: %v", name, files)
+		}
+	}
+	if out, err := node.Run(t.Context(), restore...); err != nil || !strings.HasPrefix(out, "0 files restored, 0 needed nothing") {
+		t.Errorf("a second restore: %s (%v)", out, err)
+	}
 }
