@@ -9,6 +9,9 @@ GOLANGCI_LINT := $(CACHE)/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)/golangci-
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+HELM_VERSION := v3.22.0
+HELM := $(CACHE)/tools/helm-$(HELM_VERSION)/helm
+
 LDFLAGS := -s -w -X main.version=$(VERSION) -X main.revision=$(REVISION)
 
 FUZZTIME ?= 15s
@@ -22,11 +25,23 @@ demo: ## Boot a real node in a virtual machine, run memqos on it, show what it w
 	go run ./hack/demo
 
 .PHONY: test
-test: node unit fuzz e2e ## Run every test, those on real nodes included
+test: node unit chart fuzz e2e ## Run every test, those on real nodes included
 
 .PHONY: build
 build: ## Build bin/memqos, static
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/memqos ./cmd/memqos
+
+.PHONY: image
+image: ## Build bin/memqos-image.tar from the Dockerfile, without a registry; ARCH=arm64 for that
+	hack/image.sh bin/memqos-image.tar $(ARCH)
+
+.PHONY: chart
+chart: $(HELM) ## Test the Helm chart, its alerts included
+	$(HELM) lint --strict --kube-version 1.37.1 deploy/helm/memqos
+	HELM=$(HELM) go test -tags chart ./test/chart
+	@command -v promtool >/dev/null || { apt-get update -qq && apt-get install -qq --yes --no-install-recommends prometheus; }
+	promtool check rules deploy/helm/memqos/files/alerts.yaml
+	promtool test rules test/chart/testdata/alerts_test.yaml
 
 .PHONY: node
 node: ## Fill the cache with what a test node needs: kernel, image, Kubernetes
@@ -35,7 +50,7 @@ node: ## Fill the cache with what a test node needs: kernel, image, Kubernetes
 .PHONY: unit
 unit: ## Run the tests that need no node, with the race detector
 	go vet ./...
-	go vet -tags e2e ./...
+	go vet -tags e2e,chart ./...
 	go test -race ./...
 
 .PHONY: fuzz
@@ -55,14 +70,15 @@ record: ## Run e2e-matrix and record what the kubelets with the gate on wrote
 	MEMQOS_RECORD=1 $(MAKE) e2e-matrix
 
 .PHONY: update
-update: ## Rewrite the golden files and what is generated in docs; read the diff
+update: $(HELM) ## Rewrite the golden files and what is generated in docs; read the diff
 	go test ./cmd/memqos ./config ./test/conformance -update
 	go test ./test/reference -update # shows what the others have written
+	HELM=$(HELM) go test -tags chart ./test/chart -update
 
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Lint, the package graph included
 	$(GOLANGCI_LINT) run --allow-parallel-runners
-	$(GOLANGCI_LINT) run --allow-parallel-runners --build-tags e2e ./hack/... ./test/...
+	$(GOLANGCI_LINT) run --allow-parallel-runners --build-tags e2e,chart ./hack/... ./test/...
 	$(GOLANGCI_LINT) fmt --diff
 
 .PHONY: fmt
@@ -72,3 +88,7 @@ fmt: $(GOLANGCI_LINT) ## Format
 $(GOLANGCI_LINT):
 	@echo "building golangci-lint $(GOLANGCI_LINT_VERSION) (a minute or two)"
 	GOBIN=$(@D) go install github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION)
+
+$(HELM):
+	@echo "building helm $(HELM_VERSION) (a minute or two)"
+	GOBIN=$(@D) go install helm.sh/helm/v3/cmd/helm@$(HELM_VERSION)
