@@ -1,0 +1,361 @@
+//go:build chart
+
+package chart
+
+import (
+	"bufio"
+	"bytes"
+	"errors"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
+	"k8s.io/apimachinery/pkg/util/yaml"
+	sigsyaml "sigs.k8s.io/yaml"
+
+	"github.com/memqos/memqos/config"
+)
+
+// template is helm template with these values, as YAML.
+func template(t *testing.T, values string, args ...string) (string, error) {
+	t.Helper()
+	helm := os.Getenv("HELM")
+	if helm == "" {
+		t.Fatal("HELM is not set: run `make chart`")
+	}
+	cmd := exec.Command(helm, append([]string{"template", "memqos", chartDir, "--namespace", "memqos", "--kube-version", "1.37.1", "--values", "-"}, args...)...)
+	cmd.Stdin = strings.NewReader(values)
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	out, err := cmd.Output()
+	if err != nil {
+		return "", errors.New(stderr.String())
+	}
+	return string(out), nil
+}
+
+func render(t *testing.T, values string, args ...string) string {
+	t.Helper()
+	out, err := template(t, values, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// decode fills into with the object of that kind; unknown fields are faults.
+func decode(t *testing.T, manifests, kind string, into any) {
+	t.Helper()
+	r := yaml.NewYAMLReader(bufio.NewReader(strings.NewReader(manifests)))
+	for {
+		doc, err := r.Read()
+		if errors.Is(err, io.EOF) {
+			t.Fatalf("no %s", kind)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		if bytes.Contains(append([]byte("\n"), doc...), []byte("\nkind: "+kind+"\n")) {
+			if err := sigsyaml.UnmarshalStrict(doc, into); err != nil {
+				t.Fatalf("%s: %v", kind, err)
+			}
+			return
+		}
+	}
+}
+
+// everything sets each value that turns something on.
+const everything = `
+commonLabels: {team: node}
+image: {digest: "sha256:0000000000000000000000000000000000000000000000000000000000000000"}
+imagePullSecrets: [{name: pull}]
+config: {emulationVersion: "1.37", memoryThrottlingFactor: 0.8, memoryReservationPolicy: None, cgroupRoot: /kubelet, cgroupDriver: systemd, mode: DryRun, kubeletConfigFile: /var/lib/kubelet/config.yaml}
+extraArgs: [--feature-gates=MemoryQoS=false]
+extraEnv: [{name: A, value: b}]
+bundles: {enabled: true}
+serviceAccount: {annotations: {a: b}}
+daemonSetAnnotations: {a: b}
+podAnnotations: {a: b}
+podLabels: {a: b}
+priorityClassQuota: {create: true}
+nodeSelector: {a: b}
+selinux: {enabled: true}
+podMonitor: {enabled: true, labels: {release: prometheus}, interval: 30s, scrapeTimeout: 10s, relabelings: [{action: labeldrop, regex: pod}], metricRelabelings: [{action: drop, sourceLabels: [__name__], regex: go_.*}]}
+prometheusRule: {enabled: true, labels: {release: prometheus}}
+dashboards: {annotations: {grafana_folder: memqos}}
+networkPolicy: {enabled: true, metricsFrom: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]}
+openshift: {scc: true}
+`
+
+func TestSnapshots(t *testing.T) {
+	for name, values := range map[string]string{"default": "{}", "everything": everything} {
+		t.Run(name, func(t *testing.T) {
+			golden(t, filepath.Join("testdata", name+".yaml"), render(t, values))
+		})
+	}
+}
+
+// What the agent refuses, helm refuses before it touches the cluster, and what helm
+// lets through says to the agent what it says in values.yaml.
+func TestConfiguration(t *testing.T) {
+	for _, tc := range []struct {
+		name, in string
+		refused  bool
+	}{
+		{"nothing", "", false},
+		{"gate off", "featureGates: {MemoryQoS: false}", false},
+		{"unknown gate", "featureGates: {Other: true}", true},
+		{"gate not bool", "featureGates: {MemoryQoS: maybe}", true},
+		{"oldest", `emulationVersion: "1.22"`, false},
+		{"newest", `emulationVersion: "1.37"`, false},
+		{"version of none", `emulationVersion: "1.21"`, true},
+		{"version unquoted", `emulationVersion: 1.30`, true},
+		{"factor", "memoryThrottlingFactor: 0.5", false},
+		{"factor 1", "memoryThrottlingFactor: 1", false},
+		{"factor 0", "memoryThrottlingFactor: 0", true},
+		{"factor above 1", "memoryThrottlingFactor: 1.1", true},
+		{"factor as text", `memoryThrottlingFactor: "0.9"`, true},
+		{"policy", `{emulationVersion: "1.36", memoryReservationPolicy: TieredReservation}`, false},
+		{"policy of an older release", "memoryReservationPolicy: None", true},
+		{"other policy", `{emulationVersion: "1.36", memoryReservationPolicy: HardReservation}`, true},
+		{"root /", "cgroupRoot: /", false},
+		{"root", "cgroupRoot: /kubelet", false},
+		{"root below", "cgroupRoot: /a/b", false},
+		{"relative root", "cgroupRoot: kubelet", true},
+		{"root escapes", "cgroupRoot: /../x", true},
+		{"root not clean", "cgroupRoot: /a//b", true},
+		{"root with slash", "cgroupRoot: /a/", true},
+		{"root is slice", "cgroupRoot: /kubelet.slice", true},
+		{"driver", "cgroupDriver: cgroupfs", false},
+		{"other driver", "cgroupDriver: openrc", true},
+		{"resync", "resyncPeriod: 1m30s", false},
+		{"resync hours", "resyncPeriod: 1h", false},
+		{"resync too short", "resyncPeriod: 10ms", true},
+		{"resync without unit", `resyncPeriod: "30"`, true},
+		{"resync number", "resyncPeriod: 30", true},
+		{"address", "metricsBindAddress: 127.0.0.1:9000", false},
+		{"address v6", `metricsBindAddress: "[::1]:9000"`, false},
+		{"no address", `{metricsBindAddress: "0", healthzBindAddress: "0"}`, false},
+		{"address without port", "metricsBindAddress: nowhere", true},
+		{"port", `healthzBindAddress: ":65535"`, false},
+		{"port too large", `healthzBindAddress: ":65536"`, true},
+		{"port name", `healthzBindAddress: ":http"`, true},
+		{"logging", "logging: {format: text, verbosity: 10}", false},
+		{"log format", "logging: {format: xml}", true},
+		{"verbosity", "logging: {verbosity: 11}", true},
+		{"verbosity below", "logging: {verbosity: -1}", true},
+		{"dry run", "mode: DryRun", false},
+		{"other mode", "mode: Observe", true},
+		{"rules", `{emulationVersion: "1.37", rules: [{name: batch, match: {namespaces: [batch, team-*], podSelector: {matchLabels: {app: web}}, qosClasses: [Burstable], priorityClassNames: [low]}, memoryThrottlingFactor: 0.5, memoryReservationPolicy: None, memoryHigh: Enabled, stallGuard: Disabled}, {name: rest, match: {}, exclude: true}]}`, false},
+		{"rule without match", "rules: [{name: a, exclude: true}]", true},
+		{"rule without name", "rules: [{match: {}}]", true},
+		{"rule of no namespace", "rules: [{name: a, match: {namespaces: []}}]", true},
+		{"rule of every namespace", `rules: [{name: a, match: {namespaces: ["*"]}}]`, true},
+		{"rule of a class", "rules: [{name: a, match: {qosClasses: [guaranteed]}}]", true},
+		{"rule with unknown field", "rules: [{name: a, match: {namespaceSelector: {}}}]", true},
+		{"guard", "stallGuard: {enabled: false, stallShare: 0.5, window: 20s, hold: 1m}", false},
+		{"guard share", "stallGuard: {stallShare: 0}", true},
+		{"guard window", "stallGuard: {window: 10ms}", true},
+		{"rails", "rails: {systemReserve: 1Gi, guaranteedReclaimMargin: 0.05}", false},
+		{"rails below", "rails: {systemReserve: -1Gi}", true},
+		{"rails margin", "rails: {guaranteedReclaimMargin: 1}", true},
+		{"restore", "restoreOnExit: Keep", false},
+		{"other restore", "restoreOnExit: Never", true},
+		{"bundles", "bundlePaths: [/run/<id>/config.json]", false},
+		{"no bundles", "bundlePaths: []", false},
+		{"bundle without id", "bundlePaths: [/run/config.json]", true},
+		{"bundle with two ids", "bundlePaths: [/run/<id>/<id>]", true},
+		{"bundle upwards", "bundlePaths: [/run/../<id>]", true},
+		{"kubelet file", "kubeletConfigFile: /var/lib/kubelet/config.yaml", false},
+		{"relative kubelet file", "kubeletConfigFile: config.yaml", true},
+		{"state", "stateDir: /run/x", false},
+		{"state /", "stateDir: /", true},
+		{"unknown field", "throttling: 1", true},
+		{"wrong case", "memorythrottlingfactor: 0.5", true},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			values, err := sigsyaml.YAMLToJSON([]byte(tc.in))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if tc.in == "" {
+				values = []byte("{}")
+			}
+			// Of the agent first: it has no defaults of the chart's beneath it.
+			_, agentErr := config.Decode(withKind(t, values))
+			if (agentErr != nil) != tc.refused {
+				t.Errorf("the agent says %v, want refused %v", agentErr, tc.refused)
+			}
+			out, err := template(t, `{"config":`+string(values)+`}`)
+			if tc.refused {
+				if err == nil || !strings.Contains(err.Error(), "/config") {
+					t.Errorf("helm says %v, want an error of the schema at /config", err)
+				}
+				return
+			}
+			if err != nil {
+				t.Fatal(err)
+			}
+			var cm corev1.ConfigMap
+			decode(t, out, "ConfigMap", &cm)
+			got, err := config.Decode([]byte(cm.Data["config.yaml"]))
+			if err != nil {
+				t.Fatalf("%v in\n%s", err, cm.Data["config.yaml"])
+			}
+			want, err := config.Decode(withKind(t, values))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(want, got, cmpopts.EquateEmpty()); diff != "" {
+				t.Errorf("the chart's configuration differs (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func withKind(t *testing.T, values []byte) []byte {
+	t.Helper()
+	out, err := sigsyaml.JSONToYAML(values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	header := "apiVersion: " + config.APIVersion + "\nkind: " + config.Kind + "\n"
+	if strings.TrimSpace(string(out)) == "{}" {
+		return []byte(header)
+	}
+	return append([]byte(header), out...)
+}
+
+func TestRefusedValues(t *testing.T) {
+	for _, tc := range []struct{ name, in, want string }{
+		{"misspelt", "toleration: []", "toleration"},
+		{"digest", "image: {digest: 'sha256:12'}", "/image/digest"},
+		{"pull policy", "image: {pullPolicy: Sometimes}", "/image/pullPolicy"},
+		{"runtime", "bundles: {runtime: docker}", "/bundles/runtime"},
+		{"host path", "cgroup: {hostPath: sys}", "/cgroup/hostPath"},
+		{"port", "networkPolicy: {apiServerPorts: [0]}", "/networkPolicy/apiServerPorts/0"},
+		{"args", "extraArgs: [1]", "/extraArgs/0"},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			_, err := template(t, tc.in)
+			if err == nil || !strings.Contains(err.Error(), tc.want) {
+				t.Errorf("got %v, want an error with %q", err, tc.want)
+			}
+		})
+	}
+}
+
+// An API server before 1.31 drops recursiveReadOnly without a word, and the root file
+// systems of other containers were writable.
+func TestBundlesNeedRecursiveReadOnly(t *testing.T) {
+	const values = "bundles: {enabled: true}"
+	if _, err := template(t, values, "--kube-version", "1.30.9"); err == nil || !strings.Contains(err.Error(), "needs Kubernetes 1.31") {
+		t.Errorf("1.30: got %v", err)
+	}
+	if _, err := template(t, "bundles: {enabled: true, recursiveReadOnly: Disabled}", "--kube-version", "1.30.9"); err != nil {
+		t.Errorf("1.30, said on purpose: %v", err)
+	}
+	var ds appsv1.DaemonSet
+	decode(t, render(t, values), "DaemonSet", &ds)
+	n := 0
+	for _, m := range ds.Spec.Template.Spec.Containers[0].VolumeMounts {
+		if strings.HasPrefix(m.Name, "bundles-") {
+			n++
+			if !m.ReadOnly || m.RecursiveReadOnly == nil || *m.RecursiveReadOnly != corev1.RecursiveReadOnlyEnabled || *m.MountPropagation != corev1.MountPropagationNone {
+				t.Errorf("%+v", m)
+			}
+		}
+	}
+	if n != 3 {
+		t.Errorf("%d bundle directories, want 3", n)
+	}
+}
+
+// The chart gives no more than deploy/rbac.yaml, under which the node tests run.
+func TestRules(t *testing.T) {
+	data, err := os.ReadFile("../../deploy/rbac.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	out := render(t, "{}")
+	var want, got rbacv1.ClusterRole
+	decode(t, string(data), "ClusterRole", &want)
+	decode(t, out, "ClusterRole", &got)
+	if diff := cmp.Diff(want.Rules, got.Rules); diff != "" {
+		t.Errorf("ClusterRole (-deploy/rbac.yaml +chart):\n%s", diff)
+	}
+	var wantRole, gotRole rbacv1.Role
+	decode(t, string(data), "Role", &wantRole)
+	decode(t, out, "Role", &gotRole)
+	if diff := cmp.Diff(wantRole.Rules, gotRole.Rules); diff != "" {
+		t.Errorf("Role (-deploy/rbac.yaml +chart):\n%s", diff)
+	}
+}
+
+// Whatever else is turned on, the agent stays within these bounds: the values that
+// could loosen them are the security contexts themselves.
+func TestHardened(t *testing.T) {
+	for name, values := range map[string]string{"default": "{}", "everything": everything} {
+		t.Run(name, func(t *testing.T) {
+			var ds appsv1.DaemonSet
+			out := render(t, values)
+			decode(t, out, "DaemonSet", &ds)
+			var pod corev1.Pod
+			decode(t, out, "Pod", &pod)
+			for _, spec := range []corev1.PodSpec{ds.Spec.Template.Spec, pod.Spec} {
+				if spec.HostNetwork || spec.HostPID || spec.HostIPC {
+					t.Error("a namespace of the host")
+				}
+				if p := spec.SecurityContext.SeccompProfile; p == nil || p.Type != corev1.SeccompProfileTypeRuntimeDefault {
+					t.Errorf("seccomp profile %v", p)
+				}
+				c := spec.Containers[0].SecurityContext
+				want := &corev1.SecurityContext{
+					RunAsUser: new(int64(0)), RunAsGroup: new(int64(0)), RunAsNonRoot: new(false), Privileged: new(false),
+					AllowPrivilegeEscalation: new(false), ReadOnlyRootFilesystem: new(true),
+					Capabilities:   &corev1.Capabilities{Drop: []corev1.Capability{"ALL"}},
+					SELinuxOptions: c.SELinuxOptions,
+				}
+				if diff := cmp.Diff(want, c); diff != "" {
+					t.Errorf("security context (-want +got):\n%s", diff)
+				}
+				writable := map[string]bool{}
+				for _, m := range spec.Containers[0].VolumeMounts {
+					if !m.ReadOnly {
+						writable[m.MountPath] = true
+					}
+				}
+				want2 := map[string]bool{"/host/sys/fs/cgroup": true, "/run/memqos": true}
+				if spec.RestartPolicy == corev1.RestartPolicyNever { // the test
+					want2 = map[string]bool{}
+				}
+				if diff := cmp.Diff(want2, writable); diff != "" {
+					t.Errorf("writable mounts (-want +got):\n%s", diff)
+				}
+			}
+		})
+	}
+}
+
+func TestPortsFollowTheConfiguration(t *testing.T) {
+	var ds appsv1.DaemonSet
+	decode(t, render(t, `config: {metricsBindAddress: "0", healthzBindAddress: "0"}`), "DaemonSet", &ds)
+	c := ds.Spec.Template.Spec.Containers[0]
+	if len(c.Ports) != 0 || c.LivenessProbe != nil || c.ReadinessProbe != nil {
+		t.Errorf("ports %v, probes %v %v, want none", c.Ports, c.LivenessProbe, c.ReadinessProbe)
+	}
+	decode(t, render(t, `config: {metricsBindAddress: "[::]:9000"}`), "DaemonSet", &ds)
+	if got := ds.Spec.Template.Spec.Containers[0].Ports[0].ContainerPort; got != 9000 {
+		t.Errorf("port %d", got)
+	}
+}
