@@ -164,10 +164,12 @@ func ValidateUpdate(running, c *MemoryQoSConfiguration) field.ErrorList {
 		{"featureGates", running.FeatureGates, c.FeatureGates},                   // starting and stopping is the process's
 		{"cgroupRoot", running.CgroupRoot, c.CgroupRoot},                         // what was written under the old one would stay
 		{"cgroupDriver", running.CgroupDriver, c.CgroupDriver},                   // likewise
+		{"bundlePaths", running.BundlePaths, c.BundlePaths},                      // read once, at the start
 		{"stateDir", running.StateDir, c.StateDir},                               // the originals are in the old one
+		{"restoreOnExit", running.RestoreOnExit, c.RestoreOnExit},                // likewise
 		{"metricsBindAddress", running.MetricsBindAddress, c.MetricsBindAddress}, // a listener is bound once
 		{"healthzBindAddress", running.HealthzBindAddress, c.HealthzBindAddress}, // likewise
-		{"logging.format", running.Logging.Format, c.Logging.Format},             // a log is in one format
+		{"logging", running.Logging, c.Logging},                                  // a logger is made once
 	} {
 		if !equality.Semantic.DeepEqual(x.running, x.now) {
 			errs = append(errs, field.Invalid(field.NewPath(x.field), x.now, fmt.Sprintf("the agent runs with %v and cannot change it: restart the agent, or put %v back", x.running, x.running)))

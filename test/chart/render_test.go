@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -164,9 +165,10 @@ func TestConfiguration(t *testing.T) {
 		{"guard", "stallGuard: {enabled: false, stallShare: 0.5, window: 20s, hold: 1m}", false},
 		{"guard share", "stallGuard: {stallShare: 0}", true},
 		{"guard window", "stallGuard: {window: 10ms}", true},
-		{"rails", "rails: {systemReserve: 1Gi, guaranteedReclaimMargin: 0.05}", false},
+		{"guard window too short", "stallGuard: {window: 1s}", true},
+		{"rails", "rails: {systemReserve: 1Gi, reclaimMargin: 0.05}", false},
 		{"rails below", "rails: {systemReserve: -1Gi}", true},
-		{"rails margin", "rails: {guaranteedReclaimMargin: 1}", true},
+		{"rails margin", "rails: {reclaimMargin: 1}", true},
 		{"restore", "restoreOnExit: Keep", false},
 		{"other restore", "restoreOnExit: Never", true},
 		{"bundles", "bundlePaths: [/run/<id>/config.json]", false},
@@ -344,6 +346,53 @@ func TestHardened(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// An agent asks for the DaemonSet that runs it, and may.
+func TestOwnDaemonSet(t *testing.T) {
+	for _, values := range []string{"{}", "{fullnameOverride: other, namespaceOverride: elsewhere}"} {
+		out := render(t, values)
+		var ds appsv1.DaemonSet
+		decode(t, out, "DaemonSet", &ds)
+		want := "--daemonset=" + ds.Namespace + "/" + ds.Name
+		if args := ds.Spec.Template.Spec.Containers[0].Args; !slices.Contains(args, want) {
+			t.Errorf("%s: args %q lack %s", values, args, want)
+		}
+		var role rbacv1.Role
+		decode(t, out, "Role", &role)
+		if names := role.Rules[0].ResourceNames; role.Namespace != ds.Namespace || !slices.Equal(names, []string{ds.Name}) {
+			t.Errorf("%s: the Role is about %s/%q", values, role.Namespace, names)
+		}
+	}
+}
+
+// A change that a running agent takes in restarts none; one that it refuses
+// restarts all.
+func TestRollout(t *testing.T) {
+	pods := func(in string) (corev1.PodTemplateSpec, *config.MemoryQoSConfiguration) {
+		var ds appsv1.DaemonSet
+		var cm corev1.ConfigMap
+		out := render(t, "config: {"+in+"}")
+		decode(t, out, "DaemonSet", &ds)
+		decode(t, out, "ConfigMap", &cm)
+		c, err := config.Decode([]byte(cm.Data["config.yaml"]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return ds.Spec.Template, c
+	}
+	before, running := pods("")
+	for _, in := range []string{
+		"featureGates: {MemoryQoS: false}", `emulationVersion: "1.37"`, "memoryThrottlingFactor: 0.5", "mode: DryRun", "rules: [{name: a, match: {}}]",
+		"stallGuard: {enabled: false}", "rails: {systemReserve: 1Gi}", "restoreOnExit: Keep", "cgroupRoot: /kubelet", "cgroupDriver: systemd",
+		"bundlePaths: []", "stateDir: /x", "resyncPeriod: 1m", `metricsBindAddress: ":1"`, `healthzBindAddress: ":1"`, "logging: {format: text}", "logging: {verbosity: 4}",
+	} {
+		after, c := pods(in)
+		refused := len(config.ValidateUpdate(running, c)) > 0
+		if rolls := !cmp.Equal(before, after); rolls != refused {
+			t.Errorf("%s: a running agent refuses it: %v, the chart rolls out: %v", in, refused, rolls)
+		}
 	}
 }
 

@@ -60,6 +60,14 @@ kind: MemoryQoSConfiguration
 {{- end }}
 {{- end }}
 
+{{/*
+What a running agent cannot change: config.ValidateUpdate, a test compares. The rest of
+the configuration it reloads.
+*/}}
+{{- define "memqos.fixed" -}}
+{{- pick .Values.config "featureGates" "cgroupRoot" "cgroupDriver" "bundlePaths" "stateDir" "restoreOnExit" "metricsBindAddress" "healthzBindAddress" "logging" | toYaml }}
+{{- end }}
+
 {{/* The port of host:port; empty where nothing is served. */}}
 {{- define "memqos.port" -}}
 {{- if and . (ne . "0") }}
@@ -118,14 +126,6 @@ tolerations:
   valueFrom:
     fieldRef:
       fieldPath: spec.nodeName
-- name: POD_NAME
-  valueFrom:
-    fieldRef:
-      fieldPath: metadata.name
-- name: POD_NAMESPACE
-  valueFrom:
-    fieldRef:
-      fieldPath: metadata.namespace
 {{- if dig "limits" "memory" "" .Values.resources }}
 - name: GOMEMLIMIT # the collector works harder before the kernel has to
   valueFrom:
