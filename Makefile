@@ -71,7 +71,7 @@ record: ## Run e2e-matrix and record what the kubelets with the gate on wrote
 
 .PHONY: update
 update: $(HELM) ## Rewrite the golden files and what is generated in docs; read the diff
-	go test ./cmd/memqos ./config ./test/conformance -update
+	go test ./cmd/memqos ./config ./metrics ./test/conformance -update
 	go test ./test/reference -update # shows what the others have written
 	HELM=$(HELM) go test -tags chart ./test/chart -update
 
