@@ -34,6 +34,10 @@ func exposed(t *testing.T) []*dto.MetricFamily {
 		m.LeftToKubelet(file, file == memory.High)
 	}
 	m.ContestedFiles(1)
+	m.Landings(1)
+	m.Landed(Deferred)
+	m.GuardChanged("MemoryThrottleRelaxed")
+	m.Guard(180, 2, 1)
 	m.Watches(442, 1)
 	m.EventsLost()
 	m.BundleRefused()
