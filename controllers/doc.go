@@ -5,6 +5,6 @@
 //
 // There is one item per pod (podReconciler: the pod's cgroup and its containers')
 // and one for the node (nodeReconciler: kubepods and the QoS classes). Both find
-// the node's tree and policy in site, and both end in apply, the only place that
-// writes.
+// the node's tree and policy in site, and both end in apply, which writes, and
+// leaves to landings what may take time: a memory.high below usage.
 package controllers
