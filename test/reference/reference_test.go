@@ -1,6 +1,6 @@
-// Package reference keeps docs/configuration.md true: what it says of fields and
+// Package reference keeps docs true. What docs/configuration.md says of fields and
 // annotations is made of their comments, and its examples are read as the agent
-// reads them.
+// reads them; docs/operations.md has every event and every reason to idle.
 package reference
 
 import (
