@@ -196,6 +196,9 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 	for _, result := range []Result{Written, Deferred} {
 		m.landed.WithLabelValues(string(result))
 	}
+	for _, cause := range []string{"ContainerLimit", "PodLimit", "QOSLimit", "KubepodsLimit", "NodeOutOfMemory", "GroupKill", "Unknown"} {
+		m.ooms.WithLabelValues(cause)
+	}
 	for _, reason := range []string{"MemoryThrottleRelaxed", "MemoryThrottleRestored"} {
 		m.guardChanges.WithLabelValues(reason)
 	}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -13,10 +14,12 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/testutil"
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 
 	"github.com/memqos/memqos/memory"
+	"github.com/memqos/memqos/oom"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden exposition and the table of docs/metrics.md")
@@ -26,7 +29,7 @@ var update = flag.Bool("update", false, "rewrite the golden exposition and the t
 // difference.
 func exposed(t *testing.T) []*dto.MetricFamily {
 	t.Helper()
-	reg := prometheus.NewPedanticRegistry()
+	reg := &recorder{Registry: prometheus.NewPedanticRegistry()}
 	m := New(reg, "v1.2.3", "0123456789abcdef0123456789abcdef01234567", "go1.26")
 	m.Write("container", memory.High, Written)
 	m.Repair("qos", memory.Min, Reset)
@@ -38,6 +41,7 @@ func exposed(t *testing.T) []*dto.MetricFamily {
 	m.Landed(Deferred)
 	m.GuardChanged("MemoryThrottleRelaxed")
 	m.Guard(180, 2, 1)
+	m.OOM(string(oom.PodLimit))
 	m.Watches(442, 1)
 	m.EventsLost()
 	m.BundleRefused()
@@ -53,7 +57,51 @@ func exposed(t *testing.T) []*dto.MetricFamily {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// A family without a series is not gathered.
+	for name := range reg.names() {
+		if !slices.ContainsFunc(families, func(f *dto.MetricFamily) bool { return f.GetName() == name }) {
+			t.Errorf("nothing was counted in %s: have this test do so", name)
+		}
+	}
 	return families
+}
+
+// recorder is a registry that knows what was registered.
+type recorder struct {
+	*prometheus.Registry
+	collectors []prometheus.Collector
+}
+
+func (r *recorder) MustRegister(c ...prometheus.Collector) {
+	r.collectors = append(r.collectors, c...)
+	r.Registry.MustRegister(c...)
+}
+
+var fqName = regexp.MustCompile(`fqName: "(\w+)"`)
+
+func (r *recorder) names() map[string]bool {
+	names := map[string]bool{}
+	for _, c := range r.collectors {
+		descs := make(chan *prometheus.Desc, 10)
+		c.Describe(descs)
+		close(descs)
+		for d := range descs {
+			names[fqName.FindStringSubmatch(d.String())[1]] = true
+		}
+	}
+	return names
+}
+
+// A kill of any cause is told from none.
+func TestOOMCauses(t *testing.T) {
+	m := New(prometheus.NewRegistry(), "", "", "")
+	before := testutil.CollectAndCount(m.ooms)
+	for _, cause := range []oom.Cause{oom.ContainerLimit, oom.PodLimit, oom.QOSLimit, oom.KubepodsLimit, oom.NodeOutOfMemory, oom.GroupKill, oom.Unknown} {
+		m.OOM(string(cause))
+	}
+	if after := testutil.CollectAndCount(m.ooms); before != after {
+		t.Errorf("%d causes, %d of them known from the start", after, before)
+	}
 }
 
 // What a scrape brings, to the letter: names, labels and help are an interface.

@@ -21,6 +21,7 @@ func TestOperationsPage(t *testing.T) {
 		as   string // in the page, with the word for %
 	}{
 		{"event", []string{"controllers", "guard"}, regexp.MustCompile(`"(Memory(?:QoS|Limit|Throttle)[A-Z][A-Za-z]+)"`), "\n| `%` |"},
+		{"event", []string{"oom"}, regexp.MustCompile(`\bCause += "(\w+)"`), "`OutOfMemory%`"},
 		{"reason to idle", []string{"controllers", "cgroup"}, regexp.MustCompile(`\b[rR]eason[A-Z]\w+ += "(\w+)"`), "`%`"},
 	} {
 		found := map[string]bool{}
