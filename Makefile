@@ -38,8 +38,8 @@ image: ## Build bin/memqos-image.tar from the Dockerfile, without a registry; AR
 .PHONY: chart
 chart: $(HELM) ## Test the Helm chart, its alerts included
 	$(HELM) lint --strict --kube-version 1.37.1 deploy/helm/memqos
-	HELM=$(HELM) go test -tags chart ./test/chart
 	@command -v promtool >/dev/null || { apt-get update -qq && apt-get install -qq --yes --no-install-recommends prometheus; }
+	HELM=$(HELM) go test -tags chart ./test/chart
 	promtool check rules deploy/helm/memqos/files/alerts.yaml
 	promtool test rules test/chart/testdata/alerts_test.yaml
 

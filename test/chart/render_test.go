@@ -5,7 +5,9 @@ package chart
 import (
 	"bufio"
 	"bytes"
+	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -406,5 +408,54 @@ func TestPortsFollowTheConfiguration(t *testing.T) {
 	decode(t, render(t, `config: {metricsBindAddress: "[::]:9000"}`), "DaemonSet", &ds)
 	if got := ds.Spec.Template.Spec.Containers[0].Ports[0].ContainerPort; got != 9000 {
 		t.Errorf("port %d", got)
+	}
+}
+
+// Prometheus understands what the dashboards ask.
+func TestDashboardQueries(t *testing.T) {
+	files, err := filepath.Glob(filepath.Join(chartDir, "dashboards", "*.json"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	type rule struct {
+		Record string `json:"record"`
+		Expr   string `json:"expr"`
+	}
+	var rules []rule
+	for _, file := range files {
+		data, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var dashboard struct {
+			Panels []struct {
+				ID      int
+				Targets []struct{ RefID, Expr string }
+			}
+		}
+		if err := json.Unmarshal(data, &dashboard); err != nil {
+			t.Fatalf("%s: %v", file, err)
+		}
+		name := strings.TrimSuffix(filepath.Base(file), ".json")
+		for _, p := range dashboard.Panels {
+			for _, target := range p.Targets {
+				expr := strings.NewReplacer("$__rate_interval", "5m", "$node", "n").Replace(target.Expr)
+				rules = append(rules, rule{fmt.Sprintf("%s:panel_%d:%s", name, p.ID, target.RefID), expr})
+			}
+		}
+	}
+	if len(rules) == 0 {
+		t.Fatal("no query found")
+	}
+	data, err := sigsyaml.Marshal(map[string]any{"groups": []any{map[string]any{"name": "dashboards", "rules": rules}}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := filepath.Join(t.TempDir(), "rules.yaml")
+	if err := os.WriteFile(file, data, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := exec.Command("promtool", "check", "rules", file).CombinedOutput(); err != nil {
+		t.Errorf("promtool: %v\n%s\n%s", err, out, data)
 	}
 }
