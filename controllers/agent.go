@@ -192,8 +192,11 @@ func (a *agent) tidy() {
 		a.kubelet.readConfig(path)
 	}
 	tree := a.surveyor.site.Load().tree
-	if err := a.kubelet.giveBack(tree); err != nil {
-		a.surveyor.log.Error(err, "not everything was given back to the kubelet")
+	a.kubelet.prune(tree)
+	if !a.dryRun() {
+		if err := a.kubelet.giveBack(tree); err != nil {
+			a.surveyor.log.Error(err, "not everything was given back to the kubelet")
+		}
 	}
 	a.guard.tidy(tree)
 	a.kills.tidy(tree)

@@ -313,15 +313,19 @@ func (d duty) names() string {
 	return strings.Join(names, " and ")
 }
 
-// giveBack forgets witnesses that are gone, and writes what a kubelet had written back over what memqos wrote, once it
-// has stood down. A kernel default is no kubelet's value: it stays memqos's, until
-// the kubelet writes or the cgroup ends.
-func (k *kubeletFeature) giveBack(tree *cgroup.Tree) error {
+// prune forgets witnesses that are gone.
+func (k *kubeletFeature) prune(tree *cgroup.Tree) {
 	k.mu.Lock()
+	defer k.mu.Unlock()
 	for _, e := range k.evidence {
 		e.prune(tree.Is)
 	}
-	k.mu.Unlock()
+}
+
+// giveBack writes what a kubelet had written back over what memqos wrote, once it
+// has stood down. A kernel default is no kubelet's value: it stays memqos's, until
+// the kubelet writes or the cgroup ends.
+func (k *kubeletFeature) giveBack(tree *cgroup.Tree) error {
 	var errs []error
 	var done []ledger.Key
 	for key, e := range k.ledger.All() {

@@ -94,7 +94,7 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 		}),
 		drifted: prometheus.NewGaugeVec(prometheus.GaugeOpts{
 			Name: "memqos_drifted_files",
-			Help: "Files that did not hold what is wanted after the last full pass, by the level of the cgroup: because the mode is DryRun, a limit waits, somebody else keeps writing, or the kernel refuses.",
+			Help: "Files that did not hold what is wanted after the last full pass, by the level of the cgroup: because the mode is DryRun, a limit waits or lands, somebody else keeps writing, or the kernel refuses.",
 		}, []string{"level", "file"}),
 		landings: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "memqos_landings",
