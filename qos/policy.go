@@ -345,8 +345,31 @@ func cgroupOf(pod *corev1.Pod, level Level) Cgroup {
 // over app containers and sidecars and of each init container's peak, or the
 // pod-level request, and the overhead.
 func podRequest(pod *corev1.Pod) int64 {
+	if plain(pod) {
+		return withOverhead(sumOf(pod, requestsOf), pod)
+	}
 	requests := resourcehelper.PodRequests(pod, resourcehelper.PodResourcesOptions{ExcludeOverhead: true})
 	return withOverhead(requests.Memory(), pod)
+}
+
+// plain reports whether a pod asks for the sum of what its containers ask for, as
+// most do. It is worth telling: PodRequests and PodLimits make lists of all
+// resources, four fifths of what the sums over a node's pods cost.
+func plain(pod *corev1.Pod) bool {
+	return len(pod.Spec.InitContainers) == 0 && pod.Spec.Resources == nil
+}
+
+func requestsOf(r *corev1.ResourceRequirements) *resource.Quantity { return r.Requests.Memory() }
+
+func limitsOf(r *corev1.ResourceRequirements) *resource.Quantity { return r.Limits.Memory() }
+
+// sumOf is a sum over the app containers of a pod.
+func sumOf(pod *corev1.Pod, of func(*corev1.ResourceRequirements) *resource.Quantity) *resource.Quantity {
+	sum := resource.Quantity{Format: resource.BinarySI}
+	for i := range pod.Spec.Containers {
+		sum.Add(*of(&pod.Spec.Containers[i].Resources))
+	}
+	return &sum
 }
 
 // podLimit is the memory limit of a pod's own cgroup in bytes. There is one only
@@ -365,11 +388,17 @@ func podLimit(pod *corev1.Pod) (int64, bool) {
 			}
 		}
 	}
-	limits := resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{ExcludeOverhead: true})
-	if limits.Memory().IsZero() {
+	var sum *resource.Quantity
+	if plain(pod) {
+		sum = sumOf(pod, limitsOf)
+	} else {
+		limits := resourcehelper.PodLimits(pod, resourcehelper.PodResourcesOptions{ExcludeOverhead: true})
+		sum = limits.Memory()
+	}
+	if sum.IsZero() {
 		return 0, false
 	}
-	limit := withOverhead(limits.Memory(), pod)
+	limit := withOverhead(sum, pod)
 	return limit, limit > 0
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	resourcehelper "k8s.io/component-helpers/resource"
 	"pgregory.net/rapid"
 
 	"github.com/memqos/memqos/config"
@@ -145,4 +146,29 @@ func TestPlanIsDeterministic(t *testing.T) {
 			t.Errorf("the sums depend on the order of pods:\n%s", diff)
 		}
 	})
+}
+
+// What is summed up here without PodRequests and PodLimits is what they give.
+func TestPlainPods(t *testing.T) {
+	plainPods := 0
+	rapid.Check(t, func(t *rapid.T) {
+		for _, pod := range qostest.Pods().Draw(t, "pods") {
+			pod.Spec.Overhead = nil
+			if !plain(&pod) {
+				continue
+			}
+			plainPods++
+			requests := resourcehelper.PodRequests(&pod, resourcehelper.PodResourcesOptions{})
+			if got, want := podRequest(&pod), quantityBytes(requests.Memory()); got != want {
+				t.Errorf("request %d, want %d", got, want)
+			}
+			limits := resourcehelper.PodLimits(&pod, resourcehelper.PodResourcesOptions{})
+			if got, ok := podLimit(&pod); ok && got != quantityBytes(limits.Memory()) {
+				t.Errorf("limit %d, want %s", got, limits.Memory())
+			}
+		}
+	})
+	if plainPods == 0 {
+		t.Error("no pod was plain")
+	}
 }
