@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -155,7 +156,12 @@ func (p *pass) done(req ctrl.Request, found findings) {
 	if len(p.pending) > 0 {
 		return
 	}
-	p.completed = true
+	if !p.completed {
+		p.completed = true
+		// The first list of pods, whole and encoded, is the most that is ever held at
+		// once: the runtime would keep its memory for minutes.
+		go debug.FreeOSMemory()
+	}
 	now := time.Now()
 	p.metrics.FullPass(float64(now.UnixNano())/1e9, now.Sub(p.began).Seconds(), p.found.compared, p.found.drifted)
 }

@@ -2,7 +2,9 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"runtime"
+	"runtime/debug"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -58,6 +60,7 @@ kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
 			if err != nil {
 				return err
 			}
+			leaveLittleGarbage()
 			log.Info("starting", "version", version, "revision", buildRevision(), "node", flags.nodeName)
 			err = mgr.Start(ctrl.SetupSignalHandler())
 			leave(c, api, own, o.Discover, log)
@@ -67,6 +70,15 @@ kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
 	flags.add(cmd)
 	cmd.Flags().StringVar(&daemonSet, "daemonset", "", "NAMESPACE/NAME of the DaemonSet that runs this agent: when it is gone or going, the agent is being uninstalled (see restoreOnExit)")
 	return cmd
+}
+
+// leaveLittleGarbage makes the collector run when the heap has grown by half instead
+// of when it has doubled, unless GOGC says otherwise: on a node of 500 pods this is
+// 5 MiB, for milliseconds of processor time in a minute.
+func leaveLittleGarbage() {
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(50)
+	}
 }
 
 func parseDaemonSet(s string) (client.ObjectKey, error) {
