@@ -59,7 +59,19 @@ fuzz: ## Fuzz every parser for FUZZTIME (15s)
 
 .PHONY: e2e
 e2e: ## Run the tests that need a node
-	go test -tags e2e -count=1 -timeout 60m -p 1 -v -run '$(or $(RUN),.)' ./hack/testnode ./test/e2e
+	go test -tags e2e -count=1 -timeout 90m -p 1 -v -run '$(or $(RUN),.)' ./hack/testnode ./test/e2e
+
+.PHONY: e2e-time
+e2e-time: ## Measure in-time behaviour at length: MEMQOS_STARTS (50) container starts, 20 overwrites of each kind, 5 minutes of ticks, 50 kills
+	MEMQOS_STARTS=$(or $(MEMQOS_STARTS),50) go test -tags e2e -count=1 -timeout 120m -v -run '$(or $(RUN),TestInTime|TestFaults)' ./test/e2e
+
+.PHONY: footprint
+footprint: ## Measure the agent's memory, idle time, requests and system calls, for MEMQOS_IDLE (5m)
+	go test -tags e2e -count=1 -timeout 30m -v ./test/footprint
+
+.PHONY: bench
+bench: ## Run the benchmarks into bench.txt; compare: benchstat docs/bench/baseline.txt bench.txt
+	TMPDIR=/dev/shm go test -run '^$$' -bench . -benchmem -count 6 -benchtime 200x ./qos ./cgroup ./controllers | tee bench.txt
 
 .PHONY: e2e-matrix
 e2e-matrix: ## Likewise on every kind of node: runtimes, layouts, kubelets 1.22 to 1.37

@@ -142,7 +142,7 @@ func TestAgent(t *testing.T) {
 		})
 		status(t, health+"/readyz", http.StatusOK)
 		status(t, health+"/healthz", http.StatusOK)
-		w := &world{T: t, dir: dir}
+		w := &world{TB: t, dir: dir}
 		w.wants(podDir+"/"+idApp, "67108864 127504384 134217728")
 		w.wants("kubepods", "67108864 max 8589934592")
 		for _, request := range api.asked() {
@@ -177,7 +177,7 @@ func TestAgentIdles(t *testing.T) {
 		time.Sleep(20 * time.Millisecond)
 	}
 	status(t, health+"/readyz", http.StatusOK)
-	(&world{T: t, dir: dir}).wants(podDir+"/"+idApp, "67108864 127504384 134217728")
+	(&world{TB: t, dir: dir}).wants(podDir+"/"+idApp, "67108864 127504384 134217728")
 }
 
 // With the gate off nothing is watched and nothing is looked at.
@@ -201,5 +201,5 @@ func TestAgentWithoutAPIServer(t *testing.T) {
 	})
 	status(t, health+"/readyz", http.StatusInternalServerError)
 	status(t, health+"/healthz", http.StatusOK)
-	(&world{T: t, dir: dir}).wants(podDir+"/"+idApp, "0 max 134217728")
+	(&world{TB: t, dir: dir}).wants(podDir+"/"+idApp, "0 max 134217728")
 }

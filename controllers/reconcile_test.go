@@ -40,7 +40,7 @@ var (
 
 // world is a node on disk and the pods that the API server has.
 type world struct {
-	*testing.T
+	testing.TB
 	dir      string
 	registry *prometheus.Registry
 	surveyor *surveyor
@@ -50,9 +50,9 @@ type world struct {
 	node     *nodeReconciler
 }
 
-func newWorld(t *testing.T, tree string, objects ...client.Object) *world {
+func newWorld(t testing.TB, tree string, objects ...client.Object) *world {
 	t.Helper()
-	w := &world{T: t, dir: cgrouptest.Make(t, tree), registry: prometheus.NewRegistry()}
+	w := &world{TB: t, dir: cgrouptest.Make(t, tree), registry: prometheus.NewRegistry()}
 	scheme, err := newScheme()
 	if err != nil {
 		t.Fatal(err)
