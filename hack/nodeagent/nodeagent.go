@@ -12,9 +12,11 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
+	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
 
@@ -87,24 +89,44 @@ func build(ctx context.Context, root, dir string) (string, error) {
 
 // Start starts the agent and returns once it is ready: its first full pass is over.
 func (a *Agent) Start(ctx context.Context) error {
-	// A transient unit: installing one would take a daemon-reload, at which systemd
-	// rewrites the memory.* files of slices.
-	_, err := a.node.Run(ctx, append([]string{
-		"systemd-run", "--unit=" + unit, "--collect",
+	if err := a.Launch(ctx); err != nil {
+		return err
+	}
+	return a.WaitReady(ctx)
+}
+
+// Launch starts the agent and does not wait.
+func (a *Agent) Launch(ctx context.Context) error {
+	return a.launch(ctx, []string{
 		"--property=CapabilityBoundingSet=",
 		"--property=NoNewPrivileges=yes",
 		"--property=ProtectSystem=strict",
 		"--property=PrivateTmp=yes",
-		"--property=RuntimeDirectory=memqos", // the state, which outlives the agent
-		"--property=RuntimeDirectoryPreserve=yes",
 		"--property=MemoryDenyWriteExecute=yes",
 		"--property=SystemCallArchitectures=native",
-		binaryPath, "agent",
-	}, a.nodeFlags()...)...)
+	})
+}
+
+// LaunchIn is Launch in a cgroup that is the root of the agent's own cgroup
+// namespace, as in a container.
+func (a *Agent) LaunchIn(ctx context.Context, dir string) error {
+	return a.launch(ctx, nil, "sh", "-c", `echo $$ > "$0/cgroup.procs" && exec unshare --cgroup "$@"`, dir)
+}
+
+func (a *Agent) launch(ctx context.Context, properties []string, prefix ...string) error {
+	// A transient unit: installing one would take a daemon-reload, at which systemd
+	// rewrites the memory.* files of slices.
+	_, err := a.node.Run(ctx, slices.Concat(
+		[]string{
+			"systemd-run", "--unit=" + unit, "--collect",
+			"--property=RuntimeDirectory=memqos", // the state, which outlives the agent
+			"--property=RuntimeDirectoryPreserve=yes",
+		},
+		properties, prefix, []string{binaryPath, "agent"}, a.nodeFlags())...)
 	if err != nil {
 		return fmt.Errorf("start memqos: %w", err)
 	}
-	return a.WaitReady(ctx)
+	return nil
 }
 
 func (a *Agent) nodeFlags() []string {
@@ -153,20 +175,56 @@ func (a *Agent) Inspect(ctx context.Context, format string) (string, error) {
 	return a.node.Run(ctx, append([]string{binaryPath, "inspect", "-o", format}, a.nodeFlags()...)...)
 }
 
-// Metric returns the sum of a metric over the series that have the labels.
-func (a *Agent) Metric(ctx context.Context, name string, labels map[string]string) (float64, error) {
+// family returns all the series of a metric.
+func (a *Agent) family(ctx context.Context, name string) (*dto.MetricFamily, error) {
 	body, err := get(ctx, "http://"+a.metrics+"/metrics")
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	parser := expfmt.NewTextParser(model.UTF8Validation)
 	families, err := parser.TextToMetricFamilies(strings.NewReader(body))
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	family, ok := families[name]
 	if !ok {
-		return 0, fmt.Errorf("no metric %s", name)
+		return nil, fmt.Errorf("no metric %s", name)
+	}
+	return family, nil
+}
+
+// Histogram returns the buckets of a histogram without labels, as text: how many
+// were at most how much.
+func (a *Agent) Histogram(ctx context.Context, name string) (string, error) {
+	family, err := a.family(ctx, name)
+	if err != nil {
+		return "", err
+	}
+	var b strings.Builder
+	last := uint64(0)
+	for _, m := range family.GetMetric() {
+		h := m.GetHistogram()
+		fmt.Fprintf(&b, "%d in all", h.GetSampleCount())
+		for _, bucket := range h.GetBucket() {
+			if n := bucket.GetCumulativeCount(); n != last {
+				fmt.Fprintf(&b, ", %d <= %g", n, bucket.GetUpperBound())
+				last = n
+			}
+		}
+	}
+	return b.String(), nil
+}
+
+// Restore runs memqos restore on the node. The agent must not run.
+func (a *Agent) Restore(ctx context.Context) (string, error) {
+	return a.node.Run(ctx, binaryPath, "restore", "--config", configPath)
+}
+
+// Metric returns the sum of a metric over the series that have the labels.
+func (a *Agent) Metric(ctx context.Context, name string, labels map[string]string) (float64, error) {
+	family, err := a.family(ctx, name)
+	if err != nil {
+		return 0, err
 	}
 	sum := 0.0
 series:

@@ -126,7 +126,7 @@ func (c cache) guest(ctx context.Context, root string) (string, error) {
 func (c cache) images(ctx context.Context, root string) (string, error) {
 	dir := filepath.Join(root, "hack/testnode/images")
 	var inputs []string
-	for _, sub := range []string{"pause", "workload"} {
+	for _, sub := range []string{"pause", "limits", "workload"} {
 		more, err := sources(filepath.Join(dir, sub))
 		if err != nil {
 			return "", err

@@ -22,11 +22,12 @@ const (
 	PauseImage    = "docker.io/memqos/pause:test"
 	BusyboxImage  = "docker.io/memqos/busybox:test"
 	WorkloadImage = "docker.io/memqos/workload:test"
+	LimitsImage   = "docker.io/memqos/limits:test"
 )
 
 // imageRecipe changes whenever buildImages would make something else of the
 // same sources.
-const imageRecipe = "1"
+const imageRecipe = "2"
 
 // image is a container image of one layer.
 type image struct {
@@ -37,17 +38,19 @@ type image struct {
 }
 
 func buildImages(ctx context.Context, built, root, dir string, busybox []byte) error {
-	pausePath, workloadPath := filepath.Join(built, "pause"), filepath.Join(built, "workload")
-	err := command(ctx, nil, "gcc", "-O2", "-static", "-s", "-Wall", "-Wextra", "-Werror",
-		"-o", pausePath, filepath.Join(dir, "pause/pause.c"))
-	if err != nil {
-		return err
+	workloadPath := filepath.Join(built, "workload")
+	static := map[string][]byte{}
+	for _, name := range []string{"pause", "limits"} {
+		path := filepath.Join(built, name)
+		err := command(ctx, nil, "gcc", "-O2", "-static", "-s", "-Wall", "-Wextra", "-Werror", "-o", path, filepath.Join(dir, name, name+".c"))
+		if err != nil {
+			return err
+		}
+		if static[name], err = os.ReadFile(path); err != nil {
+			return err
+		}
 	}
 	if err := goBuild(ctx, root, "./hack/testnode/images/workload", workloadPath, ""); err != nil {
-		return err
-	}
-	pause, err := os.ReadFile(pausePath)
-	if err != nil {
 		return err
 	}
 	workload, err := os.ReadFile(workloadPath)
@@ -72,7 +75,8 @@ func buildImages(ctx context.Context, built, root, dir string, busybox []byte) e
 		}
 	}
 	archive, err := dockerArchive([]image{
-		{name: PauseImage, files: []file{{"pause", 0o755, pause}}, entrypoint: []string{"/pause"}},
+		{name: PauseImage, files: []file{{"pause", 0o755, static["pause"]}}, entrypoint: []string{"/pause"}},
+		{name: LimitsImage, files: []file{{"limits", 0o755, static["limits"]}}, entrypoint: []string{"/limits"}},
 		{name: BusyboxImage, files: box, command: []string{"sh"}},
 		{name: WorkloadImage, files: []file{tmp, {"workload", 0o755, workload}}, entrypoint: []string{"/workload"}, command: []string{"sleep"}},
 	})

@@ -16,6 +16,7 @@ import (
 const usage = `usage: workload sleep
        workload limits           print memory.min, low, high and max of its own cgroup first of all, then sleep
        workload alloc SIZE       touch SIZE of anonymous memory gradually, then sleep
+       workload hot SIZE         likewise, then touch it again and again
        workload cache FILE SIZE  write SIZE to FILE, read it again and again
 SIZE takes the suffixes Ki, Mi and Gi. SIGTERM and SIGINT end every form.`
 
@@ -46,6 +47,16 @@ func run(args []string) error {
 		}
 		allocate(size)
 		return nil
+	case len(args) == 2 && args[0] == "hot":
+		size, err := parseSize(args[1])
+		if err != nil {
+			return err
+		}
+		allocate(size)
+		for {
+			touch()
+			time.Sleep(100 * time.Millisecond) // for others on an emulated processor
+		}
 	case len(args) == 3 && args[0] == "cache":
 		size, err := parseSize(args[2])
 		if err != nil {
@@ -103,6 +114,14 @@ func allocate(size int) {
 		}
 		held = append(held, block)
 		fmt.Printf("allocated %d bytes after %.1fs\n", done+len(block), time.Since(start).Seconds())
+	}
+}
+
+func touch() {
+	for _, block := range held {
+		for i := 0; i < len(block); i += os.Getpagesize() {
+			block[i]++
+		}
 	}
 }
 
