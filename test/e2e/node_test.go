@@ -101,13 +101,13 @@ func apply(t *testing.T, node *testnode.Node, manifests []byte) {
 	}
 }
 
-// installAgent puts memqos on the node, with a full pass every 2 s, and starts it.
+// installAgent puts memqos on the node, with a full pass every 15 s, and starts it.
 func installAgent(t *testing.T, node *testnode.Node, extra string) *nodeagent.Agent {
 	t.Helper()
 	agent, err := nodeagent.Install(t.Context(), node, root, `
 apiVersion: memqos.io/v1alpha1
 kind: MemoryQoSConfiguration
-resyncPeriod: 2s
+resyncPeriod: 15s
 logging: {verbosity: 2}
 `+extra)
 	if err != nil {
