@@ -110,7 +110,8 @@ func (a *Agent) Launch(ctx context.Context) error {
 // LaunchIn is Launch in a cgroup that is the root of the agent's own cgroup
 // namespace, as in a container.
 func (a *Agent) LaunchIn(ctx context.Context, dir string) error {
-	return a.launch(ctx, nil, "sh", "-c", `echo $$ > "$0/cgroup.procs" && exec unshare --cgroup "$@"`, dir)
+	const script = `echo $$ > "$0/cgroup.procs" && exec unshare --cgroup "$@"`
+	return a.launch(ctx, nil, "sh", "-c", strings.ReplaceAll(script, "$", "$$"), dir) // systemd expands too
 }
 
 func (a *Agent) launch(ctx context.Context, properties []string, prefix ...string) error {

@@ -32,7 +32,7 @@ func intimeSize(t *testing.T) intime {
 	t.Helper()
 	switch n, err := strconv.Atoi(os.Getenv("MEMQOS_STARTS")); {
 	case os.Getenv("MEMQOS_STARTS") == "":
-		return intime{starts: 10, overwrites: 2, kills: 3, churn: 4}
+		return intime{starts: 10, overwrites: 2, kills: 10, churn: 4}
 	case err != nil:
 		t.Fatalf("MEMQOS_STARTS: %v", err)
 		return intime{}
