@@ -58,7 +58,7 @@ func TestFootprint(t *testing.T) {
 				}
 			})
 			// In memory: a directory per cgroup on a disk takes minutes.
-			dir, err := os.MkdirTemp("/dev/shm", "memqos-footprint-") //nolint:usetesting // in memory: see above
+			dir, err := os.MkdirTemp("/dev/shm", "memqos-footprint-") //nolint:usetesting // it is to be in memory
 			if err != nil {
 				t.Fatal(err)
 			}
