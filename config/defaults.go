@@ -55,7 +55,7 @@ func SetDefaults(c *MemoryQoSConfiguration) {
 		c.StateDir = "/run/memqos"
 	}
 	if c.ResyncPeriod.Duration == 0 {
-		c.ResyncPeriod.Duration = 30 * time.Second
+		c.ResyncPeriod.Duration = time.Minute
 	}
 	if c.MetricsBindAddress == "" {
 		c.MetricsBindAddress = ":9810"

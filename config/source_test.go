@@ -128,7 +128,7 @@ func TestSourceMissingFile(t *testing.T) {
 func TestSourceOverlays(t *testing.T) {
 	m := newMount(t, header)
 	s := m.open(func(c *MemoryQoSConfiguration) { c.EmulationVersion = "1.22" })
-	m.publish(header + "emulationVersion: \"1.30\"\nresyncPeriod: 1m\n")
+	m.publish(header + "emulationVersion: \"1.30\"\nresyncPeriod: 2m\n")
 	if u, ok := s.look(); !ok || u.Err != nil || u.Config.EmulationVersion != "1.22" || *u.Config.MemoryThrottlingFactor != 0.8 {
 		t.Errorf("got %+v, want a configuration of 1.22", u)
 	}
@@ -190,7 +190,7 @@ func TestValidateUpdate(t *testing.T) {
 	}
 	for _, text := range []string{
 		"mode: DryRun", "emulationVersion: '1.37'", "memoryThrottlingFactor: 0.5", "rules: [{name: a, match: {}, exclude: true}]", "stallGuard: {enabled: false}",
-		"rails: {systemReserve: 1Gi}", "kubeletConfigFile: /x", "resyncPeriod: 1m",
+		"rails: {systemReserve: 1Gi}", "kubeletConfigFile: /x", "resyncPeriod: 2m",
 	} {
 		if errs := ValidateUpdate(running, decode(text)); len(errs) > 0 {
 			t.Errorf("%s: got %v, want it to apply at once", text, errs)

@@ -97,7 +97,7 @@ type MemoryQoSConfiguration struct {
 	StateDir string `json:"stateDir,omitempty"`
 
 	// ResyncPeriod is the time between two full passes, in which every file of
-	// every pod is compared with what is wanted. At least 1s. Default: 30s.
+	// every pod is compared with what is wanted. At least 1s. Default: 1m.
 	ResyncPeriod metav1.Duration `json:"resyncPeriod,omitempty"`
 
 	// MetricsBindAddress is where /metrics is served over HTTP, as host:port;

@@ -152,7 +152,7 @@ func TestReactsToTheKernel(t *testing.T) {
 		t.Helper()
 		path := filepath.Join(dir, file)
 		for got := ""; got != want; got = cgrouptest.Read(t, path) {
-			if time.Since(begun) > 25*time.Second { // the next full pass comes after 30 s
+			if time.Since(begun) > 25*time.Second { // the next full pass comes after a minute
 				t.Fatalf("%s is %s, want %s", file, got, want)
 			}
 			time.Sleep(time.Millisecond)
