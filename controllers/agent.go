@@ -247,7 +247,7 @@ func (a *agent) startControllers(ctx context.Context) error {
 	if a.options.Source != nil {
 		go a.options.Source.Watch(ctx, func(u config.Update) { a.reconfigure(announce, u) })
 	}
-	w := &writer{ledger: a.ledger, metrics: a.metrics, contests: newContests(), kubelet: a.kubelet, dryRun: a.dryRun}
+	w := &writer{ledger: a.ledger, metrics: a.metrics, contests: newContests(), kubelet: a.kubelet, now: time.Now, dryRun: a.dryRun}
 	w.landings = newLandings(a.ledger, a.metrics, a.surveyor.log, func(pod ctrl.Request) { a.pass.enqueue(podController, pod) })
 	w.guard = newStallGuard(a.surveyor, a.pass, announce, a.metrics, a.surveyor.log, a.options.Boot)
 	a.guard, a.kills = w.guard, newKills(pods, a.surveyor, announce, a.metrics, a.surveyor.log)

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/go-logr/logr"
 	"github.com/google/go-cmp/cmp"
@@ -94,7 +95,7 @@ func (w *world) startAgent(state string) {
 	}
 	w.Cleanup(func() { _ = l.Close() })
 	m, p, announce := w.surveyor.metrics, newPass(w.surveyor.metrics), newAnnouncer(w.events, "n")
-	wr := &writer{ledger: l, metrics: m, contests: newContests(), kubelet: newKubeletFeature(l, m, announce, logr.Discard()), dryRun: func() bool { return w.surveyor.config.Load().Mode == config.DryRun }}
+	wr := &writer{ledger: l, metrics: m, contests: newContests(), kubelet: newKubeletFeature(l, m, announce, logr.Discard()), now: func() time.Time { return time.Now().Add(time.Hour) }, dryRun: func() bool { return w.surveyor.config.Load().Mode == config.DryRun }}
 	wr.landings = newLandings(l, m, logr.Discard(), func(ctrl.Request) {})
 	wr.guard = newStallGuard(w.surveyor, p, announce, m, logr.Discard(), "boot")
 	k := newKills(w.pods, w.surveyor, announce, m, logr.Discard())
@@ -272,6 +273,24 @@ func TestLimitIsNotLoweredUnderUsage(t *testing.T) {
 	w.mustReconcilePod("p")
 	w.wants(podDir+"/"+idApp, "67108864 127504384 134217728")
 	cgrouptest.Write(t, filepath.Join(w.dir, podDir, idApp, "memory.max"), "4096")
+	w.mustReconcilePod("p")
+	w.wants(podDir+"/"+idApp, "67108864 127504384 134217728")
+}
+
+// The kubelet and the runtime give a new cgroup its memory.max themselves, a moment
+// later than memqos could.
+func TestLimitOfANewCgroupIsTheKubelets(t *testing.T) {
+	w := newWorld(t, strings.ReplaceAll(podTree, idApp+" 0 0 max 134217728", idApp), burstable("p", "64Mi", "128Mi"))
+	w.pod.writer.now = time.Now
+	result, err := w.reconcilePod("p")
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.wants(podDir+"/"+idApp, "67108864 127504384 max")
+	if result.RequeueAfter <= 0 || result.RequeueAfter > newborn {
+		t.Errorf("comes back after %v, want within %v", result.RequeueAfter, newborn)
+	}
+	w.pod.writer.now = func() time.Time { return time.Now().Add(newborn) }
 	w.mustReconcilePod("p")
 	w.wants(podDir+"/"+idApp, "67108864 127504384 134217728")
 }

@@ -89,8 +89,9 @@ func closeAll(cgroups []seen) {
 	}
 }
 
-// newborn is the age up to which a container counts as new: an older one was there
-// before memqos.
+// newborn is the age up to which a cgroup counts as new. A new one is about to be
+// given its memory.max by the kubelet or the runtime; an older one was there before
+// memqos.
 const newborn = 10 * time.Second
 
 // change is a file that does not hold what is wanted.
@@ -144,6 +145,7 @@ type writer struct {
 	kubelet  *kubeletFeature
 	landings *landings
 	guard    *stallGuard
+	now      func() time.Time
 	// dryRun: nothing is written.
 	dryRun func() bool
 	// would is what was said of a dry run, so that it is said once.
@@ -179,6 +181,10 @@ func (w *writer) apply(ctx context.Context, log logr.Logger, tree *cgroup.Tree, 
 			return o, ctx.Err()
 		}
 		if w.kubelet.manages(c.file) {
+			continue
+		}
+		if age := w.now().Sub(c.dir.Changed); c.file == memory.Max && age < newborn {
+			o.comeBack(newborn - age)
 			continue
 		}
 		result, again, err := w.write(tree, request, c)
@@ -291,7 +297,7 @@ func (w *writer) write(tree *cgroup.Tree, request ctrl.Request, c change) (_ met
 	var notKept *cgroup.NotKeptError
 	switch {
 	case err == nil:
-		if age := time.Since(c.dir.Changed); !ours && c.Level == qos.LevelContainer && age < newborn {
+		if age := w.now().Sub(c.dir.Changed); !ours && c.Level == qos.LevelContainer && age < newborn {
 			w.metrics.TimeToValue(age.Seconds())
 		}
 		return metrics.Written, 0, nil

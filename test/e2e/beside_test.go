@@ -72,7 +72,7 @@ func TestBesideKubelet(t *testing.T) {
 	if now := metric(t, agent, "memqos_writes_total", map[string]string{"result": "written"}); now != writes {
 		t.Errorf("%v writes between the first minute and the fifth, want none", now-writes)
 	}
-	t.Logf("%v writes in 5 minutes beside a kubelet that writes itself, all in the first", writes)
+	t.Logf("%v writes in the first minute beside a kubelet that writes itself", writes)
 	after := takeSnapshot(t, node)
 	if err := same(differences(pick(before, "before-"), pick(after, "before-"))); err != nil {
 		t.Error(err)
