@@ -351,14 +351,24 @@ resyncPeriod: 2s
 	}
 }
 
-// settled is an error while inspect shows a drifted file.
+// settled is an error while inspect shows a cgroup that does not hold what is wanted. A
+// container that has none yet, behind an init container, is not one.
 func settled(t *testing.T, agent *nodeagent.Agent) error {
 	t.Helper()
-	out, err := agent.Inspect(t.Context(), "table")
-	if err == nil && (strings.Contains(out, "Drifted") || strings.Contains(out, "Pending")) {
-		err = fmt.Errorf("inspect shows:\n%s", out)
+	out, err := agent.Inspect(t.Context(), "json")
+	if err != nil {
+		return err
 	}
-	return err
+	var in controllers.Inspection
+	if err := json.Unmarshal([]byte(out), &in); err != nil {
+		return err
+	}
+	for _, o := range in.Cgroups {
+		if o.Cgroup != "" && (o.Verdict == controllers.Drifted || o.Verdict == controllers.Pending) {
+			return fmt.Errorf("%s is %s: wanted %s, has %s", o.Cgroup, o.Verdict, o.Wanted, o.Actual)
+		}
+	}
+	return nil
 }
 
 // requests sums what the pods ask for, in bytes, without the product's code: each
