@@ -336,8 +336,8 @@ resyncPeriod: 2s
 		t.Fatal(err)
 	}
 	eventually(t, "kubepods appeared and is served", func() error {
-		got, err := node.ReadFile(t.Context(), "/sys/fs/cgroup/late/kubepods/burstable/memory.min")
-		if err == nil && strings.TrimSpace(string(got)) != strconv.Itoa(40<<20) {
+		got, err := node.ReadFile(t.Context(), "/sys/fs/cgroup/late/kubepods/memory.min")
+		if err == nil && strings.TrimSpace(string(got)) != strconv.Itoa(21<<20) { // the static pod that is left
 			err = fmt.Errorf("memory.min is %s", got)
 		}
 		return err
