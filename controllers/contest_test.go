@@ -48,6 +48,7 @@ func TestContests(t *testing.T) {
 		{"every second", time.Second, false, 20, 40, true},
 		{"all the time", 100 * time.Millisecond, false, 20, 40, true},
 		{"resets of a class under churn", time.Second, true, 3600, 3600, false},
+		{"resets of a class by an agent that answers", 100 * time.Millisecond, true, 3600, 3600 + contestResets, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			got, given := overwritten(tt.every, time.Hour, tt.harmless)
