@@ -16,6 +16,7 @@ import (
 	"k8s.io/client-go/rest"
 	"k8s.io/client-go/util/workqueue"
 	ctrl "sigs.k8s.io/controller-runtime"
+	"sigs.k8s.io/controller-runtime/pkg/cache"
 	"sigs.k8s.io/controller-runtime/pkg/client"
 	"sigs.k8s.io/controller-runtime/pkg/controller"
 	"sigs.k8s.io/controller-runtime/pkg/event"
@@ -238,8 +239,7 @@ func (a *agent) closeLedger() {
 // nothing is watched: a node that is not served costs the API server nothing.
 func (a *agent) startControllers(ctx context.Context) error {
 	pods := a.manager.GetCache()
-	// Returns once the node's pods are known, however long the API server is away.
-	if _, err := pods.GetInformer(ctx, &corev1.Pod{}); err != nil {
+	if err := a.awaitPods(ctx, pods); err != nil {
 		return fmt.Errorf("watch the node's pods: %w", err)
 	}
 	announce := newAnnouncer(a.manager.GetEventRecorder("memqos"), a.options.NodeName)
@@ -283,6 +283,34 @@ func (a *agent) startControllers(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// awaitPods returns once the node's pods are known, however long the API server is
+// away. Meanwhile what an earlier run wrote is kept.
+func (a *agent) awaitPods(ctx context.Context, pods cache.Cache) error {
+	known := make(chan error, 1)
+	go func() {
+		_, err := pods.GetInformer(ctx, &corev1.Pod{})
+		known <- err
+	}()
+	for said := ""; ; {
+		select {
+		case err := <-known:
+			return err
+		case <-time.After(pollPeriod):
+		}
+		if said == "" {
+			a.surveyor.log.Info("the API server has not told of this node's pods yet: what an earlier run wrote is kept, new containers and changes wait")
+			said = "waits"
+		}
+		if a.dryRun() {
+			continue
+		}
+		if err := keep(a.surveyor.site.Load().tree, a.ledger, a.metrics); err != nil && err.Error() != said {
+			a.surveyor.log.Error(err, "not all of it could be kept")
+			said = err.Error()
+		}
+	}
 }
 
 // dryRun reports whether nothing is to be written.

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"sync/atomic"
+	"time"
 
 	"github.com/go-logr/logr"
 	"golang.org/x/sys/unix"
@@ -125,6 +126,10 @@ func nodeAllocatable(ctx context.Context, tree *cgroup.Tree, nodes client.Reader
 	if err != nil {
 		why = err.Error()
 	}
+	// The next full pass asks again; an API server that does not answer must not hold
+	// up this one.
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
 	var node corev1.Node
 	if err := nodes.Get(ctx, client.ObjectKey{Name: nodeName}, &node); err != nil {
 		return 0, fmt.Sprintf("node allocatable is not known, memory.high of containers without a limit is left alone: %s; %v", why, err)
