@@ -59,11 +59,11 @@ fuzz: ## Fuzz every parser for FUZZTIME (15s)
 
 .PHONY: e2e
 e2e: ## Run the tests that need a node; those of e2e-time and e2e-matrix apart
-	go test -tags e2e -count=1 -timeout 90m -p 1 -v -run '$(or $(RUN),.)' -skip '$(if $(RUN),^$$,TestInTime|TestFaults)' ./hack/testnode ./test/e2e
+	go test -tags e2e -count=1 -timeout 90m -p 1 -v -run '$(or $(RUN),.)' -skip '$(if $(RUN),^$$,TestInTime|TestFaults|TestCost)' ./hack/testnode ./test/e2e
 
 .PHONY: e2e-time
-e2e-time: ## Measure in-time behaviour at length: MEMQOS_STARTS (50) container starts, 20 overwrites of each kind, 5 minutes of ticks, 50 kills
-	MEMQOS_STARTS=$(or $(MEMQOS_STARTS),50) go test -tags e2e -count=1 -timeout 120m -v -run '$(or $(RUN),TestInTime|TestFaults)' ./test/e2e
+e2e-time: ## Measure in-time behaviour at length: MEMQOS_STARTS (50) container starts, 20 overwrites of each kind, 5 minutes of ticks, 50 kills, 5 idle minutes
+	MEMQOS_STARTS=$(or $(MEMQOS_STARTS),50) go test -tags e2e -count=1 -timeout 120m -v -run '$(or $(RUN),TestInTime|TestFaults|TestCost)' ./test/e2e
 
 .PHONY: footprint
 footprint: ## Measure the agent's memory, idle time, requests and system calls, for MEMQOS_IDLE (5m)

@@ -38,6 +38,9 @@ const (
 
 // Agent is memqos on a test node.
 type Agent struct {
+	// NodeName is the name of the Node whose pods it serves. Default: the node's.
+	NodeName string
+
 	node             *testnode.Node
 	metrics, healthz string
 }
@@ -63,7 +66,7 @@ func Install(ctx context.Context, node *testnode.Node, root, configuration strin
 	if err := node.CopyIn(ctx, binary, binaryPath); err != nil {
 		return nil, err
 	}
-	a := &Agent{node: node}
+	a := &Agent{NodeName: node.Name(), node: node}
 	for path, data := range map[string][]byte{kubeconfigPath: kubeconfig, configPath: []byte(configuration)} {
 		if err := node.WriteFile(ctx, path, data, 0o600); err != nil {
 			return nil, err
@@ -131,7 +134,7 @@ func (a *Agent) launch(ctx context.Context, properties []string, prefix ...strin
 }
 
 func (a *Agent) nodeFlags() []string {
-	return []string{"--config", configPath, "--kubeconfig", kubeconfigPath, "--node-name", a.node.Name()}
+	return []string{"--config", configPath, "--kubeconfig", kubeconfigPath, "--node-name", a.NodeName}
 }
 
 // WaitReady waits until /readyz says yes.

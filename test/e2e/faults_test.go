@@ -28,7 +28,7 @@ func TestFaults(t *testing.T) {
 
 	t.Run("overflow", func(t *testing.T) {
 		limited(t, node, agent, "fs.inotify.max_queued_events", "1", func(agent *nodeagent.Agent) {
-			churn(t, node, "overflow", size.churn)
+			churn(t, node, "overflow", min(size.churn, 20))
 			eventually(t, "an overflow", func() error {
 				for range 10 {
 					overwrite(t, node)
@@ -51,7 +51,7 @@ func TestFaults(t *testing.T) {
 				}
 				return err
 			})
-			churn(t, node, "unwatched", size.churn)
+			churn(t, node, "unwatched", min(size.churn, 20))
 			overwrite(t, node)
 			converged(t, node, agent)
 		})
@@ -71,7 +71,7 @@ func TestFaults(t *testing.T) {
 			t.Errorf("%v writes have failed, want 0", n)
 		}
 	})
-	t.Run("API server away", func(t *testing.T) { testAPIServerAway(t, node, agent) })
+	t.Run("API server away", func(t *testing.T) { testAPIServerAway(t, node, agent, size.away) })
 	t.Run("kubelet restarted", func(t *testing.T) {
 		sh(t, node, "systemctl restart kubelet")
 		apply(t, node, startsPod("after-restart", 0, "", started{"app", 30, 90, "", 1}))
@@ -190,7 +190,7 @@ func churning(ctx context.Context, node *testnode.Node) error {
 
 // testAPIServerAway: without the API server, a container that restarts begins with
 // its values, and an agent that starts changes nothing.
-func testAPIServerAway(t *testing.T, node *testnode.Node, agent *nodeagent.Agent) {
+func testAPIServerAway(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, away time.Duration) {
 	if err := node.SetAPIServer(t.Context(), false); err != nil {
 		t.Fatal(err)
 	}
@@ -200,6 +200,7 @@ func testAPIServerAway(t *testing.T, node *testnode.Node, agent *nodeagent.Agent
 		}
 	}
 	defer back()
+	time.Sleep(away)
 	want := fmt.Sprintf("high %s min %d", high(26, 78), 26<<20)
 	log := "cat /var/log/pods/default_stay_*/app/*.log"
 	begun := strings.Count(sh(t, node, log), "stdout F high ")
@@ -219,10 +220,25 @@ func testAPIServerAway(t *testing.T, node *testnode.Node, agent *nodeagent.Agent
 		t.Fatal(err)
 	}
 	before := kernelValues(t, node)
+	const class = "/sys/fs/cgroup/kubepods.slice/kubepods-burstable.slice/memory.min"
+	sum := strings.TrimSpace(sh(t, node, "cat "+class))
+	if sum == "0" {
+		t.Error("the Burstable class has no memory.min that could be kept")
+	}
+	sh(t, node, "echo 0 > "+class) // as the kubelet's tick does
 	if err := agent.Launch(t.Context()); err != nil {
 		t.Fatal(err)
 	}
 	time.Sleep(15 * time.Second)
+	eventually(t, "the sum of the Burstable class is kept", func() error {
+		if got := strings.TrimSpace(sh(t, node, "cat "+class)); got != sum {
+			return fmt.Errorf("memory.min is %s, want %s", got, sum)
+		}
+		return nil
+	})
+	if logged, err := agent.Log(t.Context()); err != nil || !strings.Contains(logged, "the API server has not told of this node's pods yet") {
+		t.Errorf("the agent does not say that it waits (%v)", err)
+	}
 	// Containers go and come meanwhile; what stays is not touched.
 	compared := 0
 	for file, value := range kernelValues(t, node) {
