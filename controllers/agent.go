@@ -259,7 +259,7 @@ func (a *agent) startControllers(ctx context.Context) error {
 	go a.guard.run(ctx)
 	go a.kills.run(ctx)
 	podReconciler := &podReconciler{pods, a.surveyor, a.pass, a.metrics, w, announce, a.kernel.index, a.kills}
-	nodeReconciler := &nodeReconciler{pods, a.surveyor, a.pass, a.metrics, w, a.kills}
+	nodeReconciler := &nodeReconciler{pods, a.surveyor, a.pass, a.metrics, w, announce, a.kills}
 	if err := a.lookFirst(ctx, pods, podReconciler, nodeReconciler); err != nil {
 		return err
 	}

@@ -16,11 +16,18 @@ type announcer struct {
 	nodeName string
 
 	mu   sync.Mutex
-	said map[client.ObjectKey]map[string]bool // by pod: what lasts
+	said map[client.ObjectKey]map[string]bool // by pod, and by name of the Node: what lasts
 }
 
 func newAnnouncer(recorder events.EventRecorder, nodeName string) *announcer {
 	return &announcer{recorder: recorder, nodeName: nodeName, said: map[client.ObjectKey]map[string]bool{}}
+}
+
+// nodeState is node for what lasts: it emits the event if that did not hold before.
+func (a *announcer) nodeState(subject string, holds bool, kind, reason, action, note string) {
+	if a.begins(client.ObjectKey{Name: a.nodeName}, reason+" "+subject, holds) {
+		a.node(kind, reason, action, note)
+	}
 }
 
 // node emits an event on the Node, as the kubelet does: with the name for a uid,
@@ -35,8 +42,18 @@ func (a *announcer) node(kind, reason, action, note string) {
 // whether it did. subject tells apart what may hold at the same time, such as two
 // containers.
 func (a *announcer) pod(pod *corev1.Pod, subject string, holds bool, kind, reason, action, note string) (said bool) {
-	key, what := client.ObjectKeyFromObject(pod), reason+" "+subject
+	said = a.begins(client.ObjectKeyFromObject(pod), reason+" "+subject, holds)
+	if said {
+		a.recorder.Eventf(pod, nil, kind, reason, action, "%s", note)
+	}
+	return said
+}
+
+// begins takes in whether something holds, and reports whether it does and did not
+// before.
+func (a *announcer) begins(key client.ObjectKey, what string, holds bool) bool {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	held := a.said[key][what]
 	switch {
 	case holds && !held:
@@ -46,10 +63,6 @@ func (a *announcer) pod(pod *corev1.Pod, subject string, holds bool, kind, reaso
 		a.said[key][what] = true
 	case !holds && held:
 		delete(a.said[key], what)
-	}
-	a.mu.Unlock()
-	if holds && !held {
-		a.recorder.Eventf(pod, nil, kind, reason, action, "%s", note)
 	}
 	return holds && !held
 }

@@ -1,9 +1,12 @@
 package controllers
 
 import (
+	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
+	"github.com/memqos/memqos/cgroup/cgrouptest"
 	"github.com/memqos/memqos/ledger"
 	"github.com/memqos/memqos/memory"
 )
@@ -85,5 +88,31 @@ func TestContestIsForgotten(t *testing.T) {
 	}
 	if wait, _ := c.repair(key, false); wait != 0 {
 		t.Errorf("long after, a repair has to wait %s", wait)
+	}
+}
+
+// A class that somebody else keeps writing is told of on the Node, once.
+func TestContestOfAClass(t *testing.T) {
+	w := newWorld(t, podTree, burstable("p", "64Mi", "128Mi"))
+	now := time.Now()
+	w.node.writer.contests.now = func() time.Time { return now }
+	w.reconcileNode()
+	file := filepath.Join(w.dir, "kubepods/burstable/memory.min")
+	for range 100 {
+		cgrouptest.Write(t, file, "4096")
+		w.reconcileNode()
+		now = now.Add(11 * time.Second)
+	}
+	if got := cgrouptest.Read(t, file); got != "4096" {
+		t.Errorf("memory.min is %s: memqos goes on", got)
+	}
+	var told []string
+	for _, e := range w.announced() {
+		if strings.Contains(e, "MemoryQoSContested") {
+			told = append(told, e)
+		}
+	}
+	if len(told) == 0 || len(told) > 4 || !strings.Contains(told[0], "kubepods/burstable: somebody else keeps writing") {
+		t.Errorf("events: %q", told)
 	}
 }

@@ -100,7 +100,7 @@ func (w *world) startAgent(state string) {
 	wr.guard = newStallGuard(w.surveyor, p, announce, m, logr.Discard(), "boot")
 	k := newKills(w.pods, w.surveyor, announce, m, logr.Discard())
 	w.pod = &podReconciler{w.pods, w.surveyor, p, m, wr, announce, newPodIndex(), k}
-	w.node = &nodeReconciler{w.pods, w.surveyor, p, m, wr, k}
+	w.node = &nodeReconciler{w.pods, w.surveyor, p, m, wr, announce, k}
 }
 
 // announced returns the reasons and notes of the events since it was last asked.

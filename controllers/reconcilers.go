@@ -137,6 +137,7 @@ type nodeReconciler struct {
 	pass     *pass
 	metrics  *metrics.Metrics
 	writer   *writer
+	announce *announcer
 	kills    *kills
 }
 
@@ -157,7 +158,21 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), site.tree, req, cgroups)
 	found = find(cgroups, o)
 	r.metrics.ContestedFiles(r.writer.contests.contested())
+	r.tell(cgroups, o)
 	return ctrl.Result{RequeueAfter: o.again}, errors.Join(unread, err)
+}
+
+// tell emits an event for each cgroup above the pods that somebody else keeps writing.
+func (r *nodeReconciler) tell(cgroups []seen, o outcome) {
+	contested := map[string][]string{}
+	for _, c := range o.contested {
+		contested[c.Cgroup.Cgroup] = append(contested[c.Cgroup.Cgroup], fmt.Sprintf("%s is %s, wanted %s", c.file, c.from, c.to))
+	}
+	for i := range cgroups {
+		files := contested[cgroups[i].Cgroup.Cgroup]
+		note := fmt.Sprintf("%s: somebody else keeps writing, memqos hardly answers any more: %s", cgroups[i].Cgroup.Cgroup, strings.Join(files, "; "))
+		r.announce.nodeState(cgroups[i].Cgroup.Cgroup, len(files) > 0, corev1.EventTypeWarning, "MemoryQoSContested", "Repair", note)
+	}
 }
 
 // observe looks at kubepods and the classes, and takes in what they show of the
