@@ -36,12 +36,14 @@ type controlPlane struct {
 
 	etcd      *process
 	apiServer *process
-	argv      []string // the API server's, for a restart
-	mu        sync.Mutex
+	// controllers are what runs beside it; none unless they are asked for.
+	controllers []*process
+	argv        []string // the API server's, for a restart
+	mu          sync.Mutex
 }
 
 // startControlPlane starts both and returns at once; wait tells when they serve.
-func startControlPlane(dir, etcdBinary, apiServerBinary string, audit bool) (_ *controlPlane, err error) {
+func startControlPlane(dir string, o Options, etcdBinary, apiServerBinary string) (_ *controlPlane, err error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -81,7 +83,7 @@ func startControlPlane(dir, etcdBinary, apiServerBinary string, audit bool) (_ *
 	if err != nil {
 		return nil, err
 	}
-	c.argv = append([]string{apiServerBinary}, c.apiServerFlags(socket, audit)...)
+	c.argv = append([]string{apiServerBinary}, c.apiServerFlags(socket, o)...)
 	return c, c.startAPIServer()
 }
 
@@ -121,11 +123,16 @@ func (c *controlPlane) writeFiles() error {
 		"egress.yaml":         fmt.Appendf(nil, egressSelector, c.egressSocket()),
 		"audit.yaml":          []byte(auditPolicy),
 	} {
-		if err := os.WriteFile(c.path(name), data, 0o600); err != nil {
+		if _, err := c.write(name, data); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// write writes a file of the control plane, and returns its path.
+func (c *controlPlane) write(name string, data []byte) (string, error) {
+	return c.path(name), os.WriteFile(c.path(name), data, 0o600)
 }
 
 // egressSelector sends what the API server dials in the cluster, the kubelet
@@ -150,7 +157,7 @@ rules:
 
 func (c *controlPlane) egressSocket() string { return c.path("egress.sock") }
 
-func (c *controlPlane) apiServerFlags(etcd string, audit bool) []string {
+func (c *controlPlane) apiServerFlags(etcd string, o Options) []string {
 	flags := []string{
 		"--etcd-servers=" + etcd,
 		"--bind-address=127.0.0.1",
@@ -171,15 +178,17 @@ func (c *controlPlane) apiServerFlags(etcd string, audit bool) []string {
 		"--service-cluster-ip-range=" + serviceCIDR,
 		"--authorization-mode=Node,RBAC",
 		"--enable-admission-plugins=NodeRestriction",
-		// Nothing here makes service accounts or removes the taint of a node
-		// that was not ready yet: that is the controller manager's work.
-		"--disable-admission-plugins=ServiceAccount,TaintNodesByCondition",
 		"--allow-privileged=true",
 		"--profiling=false",
 		// Left over connections must not hold up a restart.
 		"--shutdown-delay-duration=0s",
 	}
-	if audit {
+	if !o.Controllers {
+		// Then nothing makes service accounts or removes the taint of a node that
+		// was not ready yet: that is the controller manager's work.
+		flags = append(flags, "--disable-admission-plugins=ServiceAccount,TaintNodesByCondition")
+	}
+	if o.Audit {
 		flags = append(flags, "--audit-policy-file="+c.path("audit.yaml"), "--audit-log-path="+c.path("audit.log"))
 	}
 	return flags
@@ -252,6 +261,9 @@ func (c *controlPlane) stop() {
 		return
 	}
 	// There is nothing to save: the data goes with the directory.
+	for _, p := range c.controllers {
+		p.stop()
+	}
 	c.apiServer.stop()
 	c.etcd.stop()
 	c.port.release()
@@ -260,7 +272,7 @@ func (c *controlPlane) stop() {
 // logs are the files worth keeping.
 func (c *controlPlane) logs() []string {
 	var logs []string
-	for _, name := range []string{"etcd.log", "kube-apiserver.log", "audit.log"} {
+	for _, name := range []string{"etcd.log", "kube-apiserver.log", "kube-controller-manager.log", "kube-scheduler.log", "audit.log"} {
 		if exists(c.path(name)) {
 			logs = append(logs, c.path(name))
 		}

@@ -101,7 +101,8 @@ type artefacts struct {
 	debian                                  debian
 	accelerator                             string
 	kubelet, apiServer, etcd, guest, images string
-	crio                                    string // of CRI-O's disk; "" if it is not needed
+	crio                                    string   // of CRI-O's disk; "" if it is not needed
+	controllers                             []string // those of controllers; none if they are not needed
 }
 
 func (c cache) build(ctx context.Context, o Options) (artefacts, error) {
@@ -143,6 +144,11 @@ func (c cache) build(ctx context.Context, o Options) (artefacts, error) {
 		if a.apiServer, err = c.kubernetes(ctx, root, o.APIServer, "kube-apiserver"); err != nil {
 			return err
 		}
+		if o.Controllers {
+			if a.controllers, err = c.controllerBinaries(ctx, root, o.APIServer); err != nil {
+				return err
+			}
+		}
 		if o.CRI == "cri-o" {
 			a.crio, err = c.crio(ctx, root)
 		}
@@ -153,7 +159,7 @@ func (c cache) build(ctx context.Context, o Options) (artefacts, error) {
 
 func (n *Node) boot(ctx context.Context, o Options, built artefacts) (err error) {
 	endStage := n.progress.stage("starting etcd and kube-apiserver %s", o.APIServer)
-	n.plane, err = startControlPlane(filepath.Join(n.dir, "control-plane"), built.etcd, built.apiServer, o.Audit)
+	n.plane, err = startControlPlane(filepath.Join(n.dir, "control-plane"), o, built.etcd, built.apiServer)
 	if err != nil {
 		return err
 	}
@@ -162,12 +168,21 @@ func (n *Node) boot(ctx context.Context, o Options, built artefacts) (err error)
 	}
 	apiReady := make(chan error, 1)
 	go func() {
-		apiReady <- n.plane.wait(ctx)
+		err := n.plane.wait(ctx)
+		if err == nil && o.Controllers {
+			err = n.plane.startControllers(ctx, built.controllers)
+		}
+		apiReady <- err
 		endStage()
 	}()
 	err = n.bootGuest(ctx, o, built)
 	if err := errors.Join(err, <-apiReady); err != nil {
 		return err
+	}
+	if o.Controllers {
+		if err := n.routeService(ctx); err != nil {
+			return err
+		}
 	}
 	defer n.progress.stage("waiting for kubelet %s to be ready", o.Kubernetes)()
 	return n.waitReady(ctx)

@@ -23,7 +23,7 @@ import (
 const fieldOwner = "testnode"
 
 // Apply creates or updates the objects of a multi-document YAML, in its order.
-// There is no scheduler: pods that name no node get this one.
+// Pods that name no node get this one, whether or not there is a scheduler.
 func (n *Node) Apply(ctx context.Context, manifests []byte) error {
 	return n.each(ctx, manifests, func(client dynamic.ResourceInterface, object *unstructured.Unstructured) error {
 		if object.GetKind() == "Pod" {
@@ -36,6 +36,9 @@ func (n *Node) Apply(ctx context.Context, manifests []byte) error {
 			}
 		}
 		_, err := client.Apply(ctx, object.GetName(), object, metav1.ApplyOptions{FieldManager: fieldOwner, Force: true})
+		if err == nil && object.GetKind() == "Namespace" && len(n.plane.controllers) > 0 {
+			err = n.awaitServiceAccount(ctx, object.GetName())
+		}
 		return err
 	})
 }

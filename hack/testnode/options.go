@@ -47,6 +47,11 @@ type Options struct {
 	// (bookworm, QEMU 7.2), and newer kernels get along with them even less.
 	MemoryMiB, CPUs int
 
+	// Controllers runs the controller manager and the scheduler of the API server's
+	// version too, and service accounts as in a real cluster: DaemonSets have pods,
+	// and pods have tokens with which they reach the API server.
+	Controllers bool
+
 	// Audit makes the API server write an audit log (level Metadata); it is
 	// among what CollectLogs collects.
 	Audit bool

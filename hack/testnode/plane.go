@@ -46,7 +46,7 @@ func StartControlPlane(ctx context.Context, version string, log io.Writer) (_ *C
 			err = errors.Join(err, p.Stop())
 		}
 	}()
-	if p.plane, err = startControlPlane(filepath.Join(p.dir, "control-plane"), etcd, apiServer, true); err != nil {
+	if p.plane, err = startControlPlane(filepath.Join(p.dir, "control-plane"), Options{Audit: true}, etcd, apiServer); err != nil {
 		return nil, err
 	}
 	return p, p.plane.wait(ctx)
@@ -62,6 +62,11 @@ func (p *ControlPlane) Kubeconfig(user string, groups ...string) ([]byte, error)
 
 // AuditLog is the path of the API server's audit log, of level Metadata.
 func (p *ControlPlane) AuditLog() string { return p.plane.path("audit.log") }
+
+// SetAPIServer stops the API server, or starts it again on the same port.
+func (p *ControlPlane) SetAPIServer(ctx context.Context, up bool) error {
+	return p.plane.setAPIServer(ctx, up)
+}
 
 // Stop ends both and removes what they have left.
 func (p *ControlPlane) Stop() error {

@@ -53,6 +53,7 @@ func rootCommand() *cobra.Command {
 	flags.StringSliceVar(&gates, "feature-gates", nil, "the kubelet's, such as MemoryQoS=true")
 	flags.IntVar(&options.MemoryMiB, "memory", 3072, "MiB of memory")
 	flags.IntVar(&options.CPUs, "cpus", 0, "processors (default 1: two emulated ones lock up now and then)")
+	flags.BoolVar(&options.Controllers, "controllers", false, "run the controller manager and the scheduler too")
 	flags.BoolVar(&options.Audit, "audit", false, "write an audit log of the API server")
 	root.AddCommand(buildCommand(&options), upCommand(&options), execCommand(), moduleCommand())
 	return root
