@@ -58,8 +58,12 @@ fuzz: ## Fuzz every parser for FUZZTIME (15s)
 	hack/fuzz.sh $(FUZZTIME)
 
 .PHONY: e2e
-e2e: ## Run the tests that need a node; those of e2e-time and e2e-matrix apart
-	go test -tags e2e -count=1 -timeout 90m -p 1 -v -run '$(or $(RUN),.)' -skip '$(if $(RUN),^$$,TestInTime|TestFaults|TestCost)' ./hack/testnode ./test/e2e
+e2e: ## Run the tests that need a node; those of e2e-time, e2e-helm and e2e-matrix apart
+	go test -tags e2e -count=1 -timeout 90m -p 1 -v -run '$(or $(RUN),.)' -skip '$(if $(RUN),^$$,TestInTime|TestFaults|TestCost|TestHelm)' ./hack/testnode ./test/e2e
+
+.PHONY: e2e-helm
+e2e-helm: $(HELM) ## Install the chart by helm on a real node with a whole control plane, upgrade, roll back, uninstall
+	HELM=$(HELM) go test -tags e2e -count=1 -timeout 60m -v -run TestHelm ./test/e2e
 
 .PHONY: e2e-time
 e2e-time: ## Measure in-time behaviour at length: MEMQOS_STARTS (50) container starts, 20 overwrites of each kind, 5 minutes of ticks, 50 kills, 5 idle minutes
