@@ -71,7 +71,11 @@ e2e-time: ## Measure in-time behaviour at length: MEMQOS_STARTS (50) container s
 
 .PHONY: footprint
 footprint: ## Measure the agent's memory, idle time, requests and system calls, for MEMQOS_IDLE (5m)
-	go test -tags e2e -count=1 -timeout 30m -v ./test/footprint
+	go test -tags e2e -count=1 -timeout 30m -v -run TestFootprint ./test/footprint
+
+.PHONY: api
+api: ## Take each RBAC rule away; count what MEMQOS_AGENTS (200) agents ask of an API server
+	go test -tags e2e -count=1 -timeout 30m -v -run 'TestRules|TestScale' ./test/footprint
 
 .PHONY: bench
 bench: ## Run the benchmarks into bench.txt; compare: benchstat docs/bench/baseline.txt bench.txt
