@@ -207,11 +207,11 @@ type Rails struct {
 	// behaviour.
 	SystemReserve *resource.Quantity `json:"systemReserve,omitempty"`
 
-	// ReclaimMargin is the share of a container's or pod's memory.max
-	// that its memory.min leaves unprotected, from 0 up to, not including, 1. Where
-	// memory.min is memory.max, as in Guaranteed pods, the page cache of a
-	// container cannot be reclaimed for its pod (kubernetes#126485). Default: 0,
-	// the kubelet's behaviour.
+	// ReclaimMargin is the share of a container's memory.max that its memory.min
+	// leaves unprotected, from 0 up to, not including, 1; above 0 at least 2Mi.
+	// Where memory.min is memory.max, as in Guaranteed pods, the page cache of a
+	// container cannot be reclaimed for its pod, which is killed for it
+	// (kubernetes#126485). Default: 0, the kubelet's behaviour.
 	ReclaimMargin *float64 `json:"reclaimMargin,omitempty"`
 }
 

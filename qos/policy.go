@@ -268,15 +268,21 @@ func (p podPlanner) finish(c *Cgroup) {
 	}
 }
 
-// leaveReclaimable lowers a memory.min that would leave too little of memory.max
-// for the kernel to reclaim from.
+// leastMargin is the least that a reclaimMargin above 0 leaves, in bytes: more than the
+// sandbox of a pod, which is charged to the pod and no container, takes of its limit.
+const leastMargin = 2 << 20
+
+// leaveReclaimable lowers a container's memory.min that would leave too little of its
+// memory.max for the kernel to reclaim from. Its pod's stays: a limit that is reached
+// is reclaimed from whatever memory.min its own cgroup has.
 func (p Policy) leaveReclaimable(c *Cgroup) {
 	limit, limited := c.Values[memory.Max]
-	if p.reclaimMargin == 0 || !limited || limit == memory.Unlimited {
+	if p.reclaimMargin == 0 || c.Level != LevelContainer || !limited || limit == memory.Unlimited {
 		return
 	}
-	if top := p.bytes(int64(float64(limit) * (1 - p.reclaimMargin))); c.Values[memory.Min] > top {
-		c.set(memory.Min, top, fmt.Sprintf("%s: leaves rails.reclaimMargin %v of memory.max", c.Reason[memory.Min], p.reclaimMargin))
+	margin := max(int64(float64(limit)*p.reclaimMargin), leastMargin)
+	if top := p.bytes(max(int64(limit)-margin, 0)); c.Values[memory.Min] > top {
+		c.set(memory.Min, top, fmt.Sprintf("%s: leaves %s of memory.max, by rails.reclaimMargin", c.Reason[memory.Min], human(margin)))
 	}
 }
 

@@ -286,8 +286,10 @@ func TestRails(t *testing.T) {
 func TestReclaimMargin(t *testing.T) {
 	for _, tc := range []struct{ margin, container, pod, of string }{
 		{"0", "100Mi/100Mi", "memory.min=104857600 memory.max=104857600", "memory.min=104857600 memory.high=max memory.max=104857600"},
-		{"0.05", "100Mi/100Mi", "memory.min=99614720 memory.max=104857600", "memory.min=99614720 memory.high=max memory.max=104857600"},
+		{"0.05", "100Mi/100Mi", "memory.min=104857600 memory.max=104857600", "memory.min=99614720 memory.high=max memory.max=104857600"},
 		{"0.05", "50Mi/100Mi", "memory.min=52428800 memory.max=104857600", "memory.min=52428800 memory.high=99614720 memory.max=104857600"},
+		{"0.01", "100Mi/100Mi", "memory.min=104857600 memory.max=104857600", "memory.min=102760448 memory.high=max memory.max=104857600"},
+		{"0.01", "1Mi/1Mi", "memory.min=1048576 memory.max=1048576", "memory.min=0 memory.high=max memory.max=1048576"},
 		{"0.05", "100Mi/-", "memory.min=104857600", "memory.min=104857600 memory.high=30934249472"},
 	} {
 		p, pd := policyOf(t, node32, "rails: {reclaimMargin: "+tc.margin+"}"), pod("", container("c", tc.container))
@@ -298,7 +300,7 @@ func TestReclaimMargin(t *testing.T) {
 		if got := c.Values.String(); got != tc.of {
 			t.Errorf("%s %s: container: got %s, want %s", tc.margin, tc.container, got, tc.of)
 		}
-		if got, want := strings.Contains(c.Reason[memory.Min], "rails.reclaimMargin 0.05 of memory.max"), c.Values[memory.Min] == 99614720; got != want {
+		if got, want := strings.Contains(c.Reason[memory.Min], "of memory.max, by rails.reclaimMargin"), c.Values[memory.Min] < p.Pod(pd).Values[memory.Min]; got != want {
 			t.Errorf("%s %s: reason %q", tc.margin, tc.container, c.Reason[memory.Min])
 		}
 	}
