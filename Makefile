@@ -69,6 +69,14 @@ e2e-helm: $(HELM) ## Install the chart by helm on a real node with a whole contr
 e2e-time: ## Measure in-time behaviour at length: MEMQOS_STARTS (50) container starts, 20 overwrites of each kind, 5 minutes of ticks, 50 kills, 5 idle minutes
 	MEMQOS_STARTS=$(or $(MEMQOS_STARTS),50) go test -tags e2e -count=1 -timeout 120m -v -run '$(or $(RUN),TestInTime|TestFaults|TestCost)' ./test/e2e
 
+.PHONY: e2e-safety
+e2e-safety: ## Run the experiments of docs/safety.md at length, into _artifacts/safety; about 25 minutes
+	MEMQOS_SAFETY=1 go test -tags e2e -count=1 -timeout 60m -parallel 1 -v -run '$(or $(RUN),TestSafety)' ./test/e2e
+
+.PHONY: plots
+plots: ## Draw docs/safety/*.svg from the CSV beside them
+	go run ./hack/plot docs/safety/*.csv
+
 .PHONY: footprint
 footprint: ## Measure the agent's memory, idle time, requests and system calls, for MEMQOS_IDLE (5m)
 	go test -tags e2e -count=1 -timeout 30m -v -run TestFootprint ./test/footprint

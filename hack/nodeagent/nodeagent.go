@@ -40,6 +40,8 @@ const (
 type Agent struct {
 	// NodeName is the name of the Node whose pods it serves. Default: the node's.
 	NodeName string
+	// DaemonSet is what the agent takes for its own, as NAMESPACE/NAME; "": it has none.
+	DaemonSet string
 
 	node             *testnode.Node
 	metrics, healthz string
@@ -126,7 +128,7 @@ func (a *Agent) launch(ctx context.Context, properties []string, prefix ...strin
 			"--property=RuntimeDirectory=memqos", // the state, which outlives the agent
 			"--property=RuntimeDirectoryPreserve=yes",
 		},
-		properties, prefix, []string{binaryPath, "agent"}, a.nodeFlags())...)
+		properties, prefix, []string{binaryPath, "agent"}, a.nodeFlags(), a.daemonSetFlag())...)
 	if err != nil {
 		return fmt.Errorf("start memqos: %w", err)
 	}
@@ -136,6 +138,21 @@ func (a *Agent) launch(ctx context.Context, properties []string, prefix ...strin
 func (a *Agent) nodeFlags() []string {
 	return []string{"--config", configPath, "--kubeconfig", kubeconfigPath, "--node-name", a.NodeName}
 }
+
+func (a *Agent) daemonSetFlag() []string {
+	if a.DaemonSet == "" {
+		return nil
+	}
+	return []string{"--daemonset", a.DaemonSet}
+}
+
+// Configure replaces the configuration file, which a running agent follows.
+func (a *Agent) Configure(ctx context.Context, configuration string) error {
+	return a.node.WriteFile(ctx, configPath, []byte(configuration), 0o600)
+}
+
+// Stop ends the agent as the kubelet does, by SIGTERM, and waits for its end.
+func (a *Agent) Stop(ctx context.Context) error { return a.end(ctx, "TERM") }
 
 // WaitReady waits until /readyz says yes.
 func (a *Agent) WaitReady(ctx context.Context) error {
@@ -156,8 +173,10 @@ func (a *Agent) WaitReady(ctx context.Context) error {
 }
 
 // Kill ends the agent by SIGKILL.
-func (a *Agent) Kill(ctx context.Context) error {
-	if _, err := a.node.Run(ctx, "systemctl", "kill", "--signal=KILL", unit); err != nil {
+func (a *Agent) Kill(ctx context.Context) error { return a.end(ctx, "KILL") }
+
+func (a *Agent) end(ctx context.Context, signal string) error {
+	if _, err := a.node.Run(ctx, "systemctl", "kill", "--signal="+signal, unit); err != nil {
 		return err
 	}
 	for ctx.Err() == nil {

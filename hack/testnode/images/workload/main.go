@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -18,6 +20,11 @@ const usage = `usage: workload sleep
        workload alloc SIZE       touch SIZE of anonymous memory gradually, then sleep
        workload hot SIZE         likewise, then touch it again and again
        workload cache FILE SIZE  write SIZE to FILE, read it again and again
+       workload fill FILE SIZE   write SIZE to FILE and end
+       workload await FILE SIZE  once FILE is there, as alloc
+       workload later FILE SIZE  once FILE is there, as fill
+       workload spin             compute
+       workload build FILE SIZE  run programs that touch SIZE and write as much to FILE, one after the other
 SIZE takes the suffixes Ki, Mi and Gi. SIGTERM and SIGINT end every form.`
 
 func main() {
@@ -30,6 +37,9 @@ func main() {
 	if err := run(os.Args[1:]); err != nil {
 		fmt.Fprintln(os.Stderr, "workload:", err)
 		os.Exit(1)
+	}
+	if len(os.Args) > 1 && slices.Contains([]string{"fill", "compile", "later"}, os.Args[1]) {
+		return
 	}
 	select {}
 }
@@ -57,14 +67,56 @@ func run(args []string) error {
 			touch()
 			time.Sleep(100 * time.Millisecond) // for others on an emulated processor
 		}
-	case len(args) == 3 && args[0] == "cache":
+	case len(args) == 1 && args[0] == "spin":
+		for {
+			held = append(held[:0], []byte{1})
+		}
+	case len(args) == 3:
 		size, err := parseSize(args[2])
 		if err != nil {
 			return err
 		}
-		return fillCache(args[1], size)
+		return runOn(args[0], args[1], size)
 	}
 	return fmt.Errorf("cannot %q\n%s", strings.Join(args, " "), usage)
+}
+
+// runOn runs the forms that have a file and a size.
+func runOn(form, path string, size int) error {
+	switch form {
+	case "cache":
+		return readAgain(path, size)
+	case "fill":
+		return write(path, size)
+	case "compile": // what build runs
+		allocate(size)
+		return write(path, size)
+	case "await":
+		await(path)
+		allocate(size)
+		return nil
+	case "later":
+		await(path)
+		return write(path, size)
+	case "build":
+		for {
+			if err := exec.Command("/proc/self/exe", "compile", path, strconv.Itoa(size)).Run(); err != nil {
+				return err
+			}
+			time.Sleep(time.Second)
+		}
+	}
+	return fmt.Errorf("cannot %q\n%s", form, usage)
+}
+
+// await waits until a file is there.
+func await(path string) {
+	for {
+		if _, err := os.Stat(path); err == nil {
+			return
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // parseSize returns bytes.
@@ -125,7 +177,7 @@ func touch() {
 	}
 }
 
-func fillCache(path string, size int) error {
+func write(path string, size int) error {
 	f, err := os.Create(path)
 	if err != nil {
 		return err
@@ -137,6 +189,17 @@ func fillCache(path string, size int) error {
 		}
 	}
 	fmt.Printf("wrote %d bytes\n", size)
+	return f.Close()
+}
+
+func readAgain(path string, size int) error {
+	if err := write(path, size); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
 	for {
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
 			return errors.Join(err, f.Close())
