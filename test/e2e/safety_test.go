@@ -143,10 +143,10 @@ func TestSafety(t *testing.T) {
 	}
 	t.Run("page cache", func(t *testing.T) { testPageCache(t, node, agent, config) })
 	t.Run("killed", func(t *testing.T) { testOOM(t, node) })
-	t.Run("reload", func(t *testing.T) { testReload(t, node, agent, size, config) })
 	t.Run("way back", func(t *testing.T) { testWayBack(t, node, agent, size, before, config) })
-	t.Run("landing", func(t *testing.T) { testLanding(t, node, agent, size, config) })
 	t.Run("stall", func(t *testing.T) { testStalls(t, node, agent, size) })
+	t.Run("landing", func(t *testing.T) { testLanding(t, node, agent, size, config) })
+	t.Run("reload", func(t *testing.T) { testReload(t, node, agent, size, config) })
 	t.Run("calm", func(t *testing.T) { testCalm(t, node, agent, size) })
 }
 
@@ -504,6 +504,12 @@ func testWayBack(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, size
 
 // testLanding: memqos comes to a node of busy pods that use more than their memory.high.
 func testLanding(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, size safety, config string) {
+	if err := agent.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := agent.Configure(t.Context(), config); err != nil {
+		t.Fatal(err)
+	}
 	var manifests []byte
 	for i := range size.landing {
 		if i%2 == 0 {
@@ -550,10 +556,6 @@ func testLanding(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, size
 	without := worst()
 	tr := startTrace(t, node)
 	begin = time.Now()
-	if err := agent.Configure(t.Context(), config); err != nil {
-		t.Fatal(err)
-	}
-	sh(t, node, "systemctl is-active memqos && systemctl kill --signal=KILL memqos && sleep 1 || true")
 	if err := agent.Launch(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -621,9 +623,7 @@ func fullStalls(t *testing.T, node *testnode.Node) map[string][2]time.Duration {
 // testStalls: programs that stand still at memory.high are let go, and get all that
 // they want or are killed at their limit.
 func testStalls(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, size safety) {
-	if err := agent.WaitReady(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	start(t, agent)
 	before := metric(t, agent, "memqos_guard_changes_total", map[string]string{"reason": "MemoryThrottleRelaxed"})
 	type run struct {
 		Relaxed, Ended float64 // seconds after memory.high was reached
