@@ -107,12 +107,16 @@ func addLater(q workqueue.TypedRateLimitingInterface[ctrl.Request], req ctrl.Req
 type findings struct {
 	compared map[string]int                 // cgroups, by level
 	drifted  map[string]map[memory.File]int // files that do not hold what is wanted, by level
+	railed   map[string]int                 // cgroups that a rail bounds, by rail
 }
 
 func find(cgroups []seen, o outcome) findings {
-	f := findings{map[string]int{}, map[string]map[memory.File]int{}}
+	f := findings{map[string]int{}, map[string]map[memory.File]int{}, map[string]int{}}
 	for i := range cgroups {
 		f.compared[string(cgroups[i].Level)]++
+		for _, rail := range cgroups[i].Rails {
+			f.railed[string(rail)]++
+		}
 	}
 	for _, c := range o.left {
 		f.drift(string(c.Level), c.file, 1)
@@ -132,7 +136,10 @@ func (f *findings) drift(level string, file memory.File, n int) {
 
 func (f *findings) add(other findings) {
 	if f.compared == nil {
-		f.compared = map[string]int{}
+		f.compared, f.railed = map[string]int{}, map[string]int{}
+	}
+	for rail, n := range other.railed {
+		f.railed[rail] += n
 	}
 	for level, n := range other.compared {
 		f.compared[level] += n
@@ -163,7 +170,7 @@ func (p *pass) done(req ctrl.Request, found findings) {
 		go debug.FreeOSMemory()
 	}
 	now := time.Now()
-	p.metrics.FullPass(float64(now.UnixNano())/1e9, now.Sub(p.began).Seconds(), p.found.compared, p.found.drifted)
+	p.metrics.FullPass(float64(now.UnixNano())/1e9, now.Sub(p.began).Seconds(), p.found.compared, p.found.drifted, p.found.railed)
 }
 
 // ready is the readiness check: the first pass is over.

@@ -41,6 +41,7 @@ const (
 var (
 	results = []Result{Written, NotKept, Gone, Deferred, BackedOff, Contested, Landing, DryRun, Own, Failed}
 	levels  = []string{"node", "qos", "pod", "container"}
+	rails   = []string{"systemReserve", "reclaimMargin"}
 )
 
 // Metrics are the series of one agent.
@@ -51,6 +52,7 @@ type Metrics struct {
 	contested     prometheus.Gauge
 	drifted       *prometheus.GaugeVec
 	landings      prometheus.Gauge
+	railed        *prometheus.GaugeVec
 	landed        *prometheus.CounterVec
 	guardChanges  *prometheus.CounterVec
 	guarded       *prometheus.GaugeVec
@@ -97,6 +99,10 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 			Name: "memqos_drifted_files",
 			Help: "Files that did not hold what is wanted after the last full pass, by the level of the cgroup: because the mode is DryRun, a limit waits or lands, somebody else keeps writing, or the kernel refuses.",
 		}, []string{"level", "file"}),
+		railed: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "memqos_railed_cgroups",
+			Help: "Cgroups whose protection the last full pass held below what is requested, by the field of the configuration's rails.",
+		}, []string{"rail"}),
 		landings: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "memqos_landings",
 			Help: "Cgroups whose memory.high is being lowered below usage, in steps, or waits for that.",
@@ -192,7 +198,7 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 		Help: "Always 1; the labels say what is running.",
 	}, []string{"version", "revision", "goversion"})
 	buildInfo.WithLabelValues(version, revision, goVersion).Set(1)
-	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.ooms, m.landings, m.landed, m.guardChanges, m.guarded, m.drifted, m.annotations, m.reloads, m.reloadOK, m.reloadTime, m.watches, m.unwatched, m.eventsLost, m.refused, m.timeToValue, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
+	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.ooms, m.landings, m.railed, m.landed, m.guardChanges, m.guarded, m.drifted, m.annotations, m.reloads, m.reloadOK, m.reloadTime, m.watches, m.unwatched, m.eventsLost, m.refused, m.timeToValue, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
 
 	for _, result := range []Result{Written, Deferred} {
 		m.landed.WithLabelValues(string(result))
@@ -204,6 +210,9 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 		m.guardChanges.WithLabelValues(reason)
 	}
 	m.Guard(0, 0, 0)
+	for _, rail := range rails {
+		m.railed.WithLabelValues(rail)
+	}
 	m.reloadOK.Set(1)
 	for _, result := range []string{"success", "failure"} {
 		m.reloads.WithLabelValues(result)
@@ -319,11 +328,14 @@ func (m *Metrics) Reloaded(ok bool, at time.Time) {
 
 // FullPass reports a completed pass: when it ended and how long it took, in
 // seconds, and at each level the number of cgroups that it compared and of files
-// that did not hold what is wanted.
-func (m *Metrics) FullPass(ended, took float64, cgroups map[string]int, drifted map[string]map[memory.File]int) {
+// that did not hold what is wanted, and the number of cgroups that each rail bounds.
+func (m *Metrics) FullPass(ended, took float64, cgroups map[string]int, drifted map[string]map[memory.File]int, railed map[string]int) {
 	m.fullPasses.Inc()
 	m.fullPassTime.Set(ended)
 	m.fullPassTaken.Set(took)
+	for _, rail := range rails {
+		m.railed.WithLabelValues(rail).Set(float64(railed[rail]))
+	}
 	for _, level := range levels {
 		m.cgroups.WithLabelValues(level).Set(float64(cgroups[level]))
 		for _, file := range memory.Files {

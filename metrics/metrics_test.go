@@ -16,7 +16,7 @@ func TestLint(t *testing.T) {
 	m.Skipped("Reason")
 	m.Unsupported("Reason")
 	m.Feature("MemoryQoS", true)
-	m.FullPass(1, 2, nil, nil)
+	m.FullPass(1, 2, nil, nil, nil)
 	problems, err := testutil.GatherAndLint(reg)
 	if err != nil {
 		t.Fatal(err)

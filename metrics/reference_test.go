@@ -52,7 +52,7 @@ func exposed(t *testing.T) []*dto.MetricFamily {
 	m.Feature("MemoryQoS", true)
 	m.AnnotationsIgnored(2)
 	m.Reloaded(true, time.Unix(1, 0))
-	m.FullPass(2, 0.25, map[string]int{"container": 220, "pod": 110, "qos": 1, "node": 1}, map[string]map[memory.File]int{"pod": {memory.Max: 1}})
+	m.FullPass(2, 0.25, map[string]int{"container": 220, "pod": 110, "qos": 1, "node": 1}, map[string]map[memory.File]int{"pod": {memory.Max: 1}}, map[string]int{"reclaimMargin": 3})
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)

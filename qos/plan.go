@@ -33,11 +33,22 @@ type Cgroup struct {
 	Values memory.Values `json:"values"`
 	// Reason says in words how each value came about.
 	Reason map[memory.File]string `json:"reason"`
+	// Rails are the rails that keep a value of this cgroup below what is asked for.
+	Rails []Rail `json:"-"`
 	// Waits are files of which nothing can be said for now, such as memory.max while
 	// a pod is being resized. What is in neither Waits nor Values is not, or no
 	// longer, memqos's to set.
 	Waits []memory.File `json:"-"`
 }
+
+// Rail is a field of the configuration's rails that bounds what is protected.
+type Rail string
+
+// The rails.
+const (
+	SystemReserve Rail = "systemReserve"
+	ReclaimMargin Rail = "reclaimMargin"
+)
 
 func (c *Cgroup) set(file memory.File, v memory.Value, reason string) {
 	if c.Values == nil {

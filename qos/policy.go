@@ -143,6 +143,7 @@ func (p Policy) Node(pods []corev1.Pod) []Cgroup {
 func (p Policy) sum(c *Cgroup, file memory.File, n int64, reason string) {
 	if p.node.Capacity > 0 && p.systemReserve > 0 {
 		if top := max(p.node.Capacity-p.systemReserve, 0); n > top {
+			c.Rails = []Rail{SystemReserve}
 			n, reason = top, fmt.Sprintf("node capacity %s - rails.systemReserve %s; without this rail %s, the %s",
 				human(p.node.Capacity), human(p.systemReserve), human(n), reason)
 		}
@@ -282,6 +283,7 @@ func (p Policy) leaveReclaimable(c *Cgroup) {
 	}
 	margin := max(int64(float64(limit)*p.reclaimMargin), leastMargin)
 	if top := p.bytes(max(int64(limit)-margin, 0)); c.Values[memory.Min] > top {
+		c.Rails = []Rail{ReclaimMargin}
 		c.set(memory.Min, top, fmt.Sprintf("%s: leaves %s of memory.max, by rails.reclaimMargin", c.Reason[memory.Min], human(margin)))
 	}
 }

@@ -2,6 +2,7 @@ package qos
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"testing"
 
@@ -276,6 +277,9 @@ func TestRails(t *testing.T) {
 		got := policyOf(t, Node{PageSize: 4096, Capacity: capacity.Value()}, tc.config).Node(pods)
 		if diff := cmp.Diff(tc.want, values(got)); diff != "" {
 			t.Errorf("%s capacity %s (-want +got):\n%s", tc.config, tc.capacity, diff)
+		}
+		if bound := slices.Equal(got[0].Rails, []Rail{SystemReserve}); bound != strings.HasPrefix(tc.reason, "node capacity") {
+			t.Errorf("%s capacity %s: rails %v", tc.config, tc.capacity, got[0].Rails)
 		}
 		if got[0].Reason[memory.Min] != tc.reason {
 			t.Errorf("%s capacity %s: got reason %q, want %q", tc.config, tc.capacity, got[0].Reason[memory.Min], tc.reason)
