@@ -149,6 +149,29 @@ func parseMountinfo(data string) []string {
 	return mounts
 }
 
+// MountOptions are the options of the cgroup2 file system mounted at a directory, such
+// as nsdelegate and memory_recursiveprot; nil where that cannot be told.
+func MountOptions(mount string) []string {
+	data, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil
+	}
+	return parseMountOptions(string(data), mount)
+}
+
+// parseMountOptions takes the options of the super block, the last field. Where mounts
+// lie over one another the last counts.
+func parseMountOptions(data, mount string) (options []string) {
+	for line := range strings.Lines(data) {
+		before, after, ok := strings.Cut(line, " - ")
+		fields, super := strings.Fields(before), strings.Fields(after)
+		if ok && len(fields) >= 5 && len(super) >= 3 && super[0] == "cgroup2" && unescapeMount(fields[4]) == mount {
+			options = strings.Split(super[2], ",")
+		}
+	}
+	return options
+}
+
 // unescapeMount undoes the octal escapes of mountinfo (\040 for a space).
 func unescapeMount(s string) string {
 	return strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`).Replace(s)

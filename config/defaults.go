@@ -63,6 +63,9 @@ func SetDefaults(c *MemoryQoSConfiguration) {
 	if c.HealthzBindAddress == "" {
 		c.HealthzBindAddress = ":9811"
 	}
+	if c.StatusBindAddress == "" {
+		c.StatusBindAddress = "127.0.0.1:9812"
+	}
 	if c.Logging.Format == "" {
 		c.Logging.Format = "json"
 	}

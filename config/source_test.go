@@ -181,7 +181,7 @@ func TestValidateUpdate(t *testing.T) {
 	running := decode("")
 	for _, text := range []string{
 		"featureGates: {MemoryQoS: false}", "cgroupRoot: /kubelet", "cgroupDriver: systemd", "stateDir: /x",
-		"metricsBindAddress: :1", "healthzBindAddress: :1", "logging: {format: text}", "logging: {verbosity: 4}", "restoreOnExit: Keep", "bundlePaths: []",
+		"metricsBindAddress: :1", "healthzBindAddress: :1", "statusBindAddress: :1", "logging: {format: text}", "logging: {verbosity: 4}", "restoreOnExit: Keep", "bundlePaths: []",
 	} {
 		field, _, _ := strings.Cut(text, ":")
 		if errs := ValidateUpdate(running, decode(text)); len(errs) != 1 || errs[0].Field != field || !strings.Contains(errs[0].Error(), "restart the agent") {

@@ -108,6 +108,13 @@ type MemoryQoSConfiguration struct {
 	// host:port; "0" turns them off. Default: ":9811".
 	HealthzBindAddress string `json:"healthzBindAddress,omitempty"`
 
+	// StatusBindAddress is where the status page and its JSON, /status, are served
+	// over HTTP, as host:port; "0" turns them off. They name every pod of the node
+	// to whoever can connect. The default is out of the network's reach: kubectl
+	// port-forward gets there; kubectl memqos needs ":9812". Default:
+	// "127.0.0.1:9812".
+	StatusBindAddress string `json:"statusBindAddress,omitempty"`
+
 	// Logging is how the agent logs to standard error.
 	Logging Logging `json:"logging,omitempty"`
 }

@@ -54,6 +54,7 @@ func Validate(c *MemoryQoSConfiguration) field.ErrorList {
 	}
 	errs = append(errs, validateAddress(c.MetricsBindAddress, field.NewPath("metricsBindAddress"))...)
 	errs = append(errs, validateAddress(c.HealthzBindAddress, field.NewPath("healthzBindAddress"))...)
+	errs = append(errs, validateAddress(c.StatusBindAddress, field.NewPath("statusBindAddress"))...)
 	logging := field.NewPath("logging")
 	if f := c.Logging.Format; f != "json" && f != "text" {
 		errs = append(errs, field.NotSupported(logging.Child("format"), f, []string{"json", "text"}))
@@ -169,6 +170,7 @@ func ValidateUpdate(running, c *MemoryQoSConfiguration) field.ErrorList {
 		{"restoreOnExit", running.RestoreOnExit, c.RestoreOnExit},                // likewise
 		{"metricsBindAddress", running.MetricsBindAddress, c.MetricsBindAddress}, // a listener is bound once
 		{"healthzBindAddress", running.HealthzBindAddress, c.HealthzBindAddress}, // likewise
+		{"statusBindAddress", running.StatusBindAddress, c.StatusBindAddress},    // likewise
 		{"logging", running.Logging, c.Logging},                                  // a logger is made once
 	} {
 		if !equality.Semantic.DeepEqual(x.running, x.now) {

@@ -65,6 +65,8 @@ type Options struct {
 	Metrics *metrics.Metrics
 	// Boot is the kernel's boot id. Required.
 	Boot string
+	// Version is the agent's own, for people.
+	Version string
 	// Log is where the agent logs. Required.
 	Log logr.Logger
 }
@@ -107,6 +109,7 @@ func New(api *rest.Config, o Options) (manager.Manager, error) {
 		node:    ctrl.Request{NamespacedName: client.ObjectKey{Name: o.NodeName}},
 		pass:    newPass(o.Metrics),
 		metrics: o.Metrics,
+		history: newHistory(), started: time.Now(), asking: make(chan struct{}, askers),
 		surveyor: &surveyor{
 			nodeName: o.NodeName, discover: o.Discover, nodes: mgr.GetAPIReader(), identities: identities, metrics: o.Metrics, log: o.Log,
 		},
@@ -133,7 +136,15 @@ type agent struct {
 	kernel   *kernel
 	guard    *stallGuard
 	kills    *kills
+	history  *history
 	idle     atomic.Bool
+
+	// For those who ask.
+	started  time.Time
+	serving  atomic.Pointer[serving]
+	refused  atomic.Pointer[string] // why a changed configuration is not in use
+	watching atomic.Bool
+	asking   chan struct{}
 }
 
 // ready is the readiness check. An idle agent is ready: there is nothing that it
@@ -149,9 +160,15 @@ func (a *agent) ready(req *http.Request) error {
 func (a *agent) Start(ctx context.Context) error {
 	defer a.closeLedger()
 	defer a.kernel.unfollow()
+	if address := a.options.Config.StatusBindAddress; address != "0" {
+		go a.serve(ctx, "tcp", address)
+	}
 	started := false
 	for {
-		served := a.openLedger() && a.surveyor.survey(ctx)
+		if a.ledger == nil && a.openLedger() {
+			go a.serveSocket(ctx)
+		}
+		served := a.ledger != nil && a.surveyor.survey(ctx)
 		a.idle.Store(!served)
 		wait := idlePeriod
 		if served {
@@ -167,6 +184,7 @@ func (a *agent) Start(ctx context.Context) error {
 			a.tidy()
 			// Before the pass lists what is there, so that between them nothing is missed.
 			complete := a.kernel.follow(ctx, a.surveyor.site.Load().tree)
+			a.watching.Store(complete)
 			if err := a.pass.begin(ctx, a.manager.GetCache(), a.node); err != nil {
 				a.surveyor.log.Error(err, "a full pass is left out")
 			}
@@ -201,6 +219,7 @@ func (a *agent) tidy() {
 	}
 	a.guard.tidy(tree)
 	a.kills.tidy(tree)
+	a.history.tidy(tree)
 	if err := a.ledger.Prune(tree.Is); err != nil {
 		a.surveyor.log.Error(err, "the state was not tidied")
 	}
@@ -247,11 +266,14 @@ func (a *agent) startControllers(ctx context.Context) error {
 	if a.options.Source != nil {
 		go a.options.Source.Watch(ctx, func(u config.Update) { a.reconfigure(announce, u) })
 	}
-	w := &writer{ledger: a.ledger, metrics: a.metrics, contests: newContests(), kubelet: a.kubelet, now: time.Now, dryRun: a.dryRun}
+	w := &writer{ledger: a.ledger, metrics: a.metrics, contests: newContests(), kubelet: a.kubelet, history: a.history, now: time.Now, dryRun: a.dryRun}
 	w.landings = newLandings(a.ledger, a.metrics, a.surveyor.log, func(pod ctrl.Request) { a.pass.enqueue(podController, pod) })
 	w.guard = newStallGuard(a.surveyor, a.pass, announce, a.metrics, a.surveyor.log, a.options.Boot)
 	a.guard, a.kills = w.guard, newKills(pods, a.surveyor, announce, a.metrics, a.surveyor.log)
+	w.landings.history, a.guard.history, a.kills.history = a.history, a.history, a.history
+	a.serving.Store(&serving{a.guard, a.kubelet})
 	a.kernel.counted = func(dir string) {
+		a.history.counted(dir)
 		a.guard.counted(dir)
 		a.kills.counted(dir)
 	}
@@ -321,12 +343,14 @@ func (a *agent) dryRun() bool { return a.surveyor.config.Load().Mode == config.D
 func (a *agent) reconfigure(announce *announcer, u config.Update) {
 	a.metrics.Reloaded(u.Err == nil, time.Now())
 	if u.Err != nil {
+		a.refused.Store(new(u.Err.Error()))
 		a.surveyor.log.Error(u.Err, "the configuration is refused, the last one stays")
 		announce.node(corev1.EventTypeWarning, "MemoryQoSConfigurationRefused", "Reload", "The last configuration stays: "+u.Err.Error())
 		return
 	}
 	a.surveyor.log.Info("the configuration has changed", "emulationVersion", u.Config.EmulationVersion,
 		"memoryThrottlingFactor", *u.Config.MemoryThrottlingFactor, "memoryReservationPolicy", u.Config.MemoryReservationPolicy, "mode", u.Config.Mode, "rules", len(u.Config.Rules))
+	a.refused.Store(nil)
 	a.surveyor.config.Store(u.Config)
 	a.pass.ask()
 }

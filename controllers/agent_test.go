@@ -85,7 +85,7 @@ func runAgent(t *testing.T, api string, gate bool, discover func() (*cgroup.Tree
 		t.Fatal(err)
 	}
 	c, err := config.Load("", func(c *config.MemoryQoSConfiguration) {
-		c.MetricsBindAddress, c.HealthzBindAddress = "0", address
+		c.MetricsBindAddress, c.StatusBindAddress, c.HealthzBindAddress = "0", "0", address
 		c.FeatureGates = map[string]bool{config.MemoryQoS: gate}
 		c.StateDir = t.TempDir()
 	})
@@ -110,8 +110,8 @@ func runAgent(t *testing.T, api string, gate bool, discover func() (*cgroup.Tree
 	return "http://" + address
 }
 
-// status waits until a URL answers with the status.
-func status(t *testing.T, url string, want int) {
+// answers waits until a URL answers with the code.
+func answers(t *testing.T, url string, want int) {
 	t.Helper()
 	got := 0
 	for range 500 {
@@ -140,8 +140,8 @@ func TestAgent(t *testing.T) {
 		health := runAgent(t, api.URL, true, func() (*cgroup.Tree, error) {
 			return cgroup.OpenFixture(dir, cgroup.NewLayout(config.Cgroupfs, "/"))
 		})
-		status(t, health+"/readyz", http.StatusOK)
-		status(t, health+"/healthz", http.StatusOK)
+		answers(t, health+"/readyz", http.StatusOK)
+		answers(t, health+"/healthz", http.StatusOK)
 		w := &world{TB: t, dir: dir}
 		w.wants(podDir+"/"+idApp, "67108864 127504384 134217728")
 		w.wants("kubepods", "67108864 max 8589934592")
@@ -165,7 +165,7 @@ func TestAgentIdles(t *testing.T) {
 		}
 		return cgroup.OpenFixture(dir, cgroup.NewLayout(config.Cgroupfs, "/"))
 	})
-	status(t, health+"/readyz", http.StatusOK)
+	answers(t, health+"/readyz", http.StatusOK)
 	if asked := api.asked(); len(asked) != 0 {
 		t.Errorf("an idle agent asked for %s", strings.Join(asked, ", "))
 	}
@@ -176,7 +176,7 @@ func TestAgentIdles(t *testing.T) {
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-	status(t, health+"/readyz", http.StatusOK)
+	answers(t, health+"/readyz", http.StatusOK)
 	(&world{TB: t, dir: dir}).wants(podDir+"/"+idApp, "67108864 127504384 134217728")
 }
 
@@ -187,7 +187,7 @@ func TestAgentGateOff(t *testing.T) {
 		t.Error("looked for kubepods")
 		return nil, &cgroup.UnsupportedError{}
 	})
-	status(t, health+"/readyz", http.StatusOK)
+	answers(t, health+"/readyz", http.StatusOK)
 	if asked := api.asked(); len(asked) != 0 {
 		t.Errorf("asked for %s", strings.Join(asked, ", "))
 	}
@@ -199,7 +199,7 @@ func TestAgentWithoutAPIServer(t *testing.T) {
 	health := runAgent(t, "http://127.0.0.1:1", true, func() (*cgroup.Tree, error) {
 		return cgroup.OpenFixture(dir, cgroup.NewLayout(config.Cgroupfs, "/"))
 	})
-	status(t, health+"/readyz", http.StatusInternalServerError)
-	status(t, health+"/healthz", http.StatusOK)
+	answers(t, health+"/readyz", http.StatusInternalServerError)
+	answers(t, health+"/healthz", http.StatusOK)
 	(&world{TB: t, dir: dir}).wants(podDir+"/"+idApp, "0 max 134217728")
 }

@@ -18,6 +18,7 @@ import (
 	"github.com/memqos/memqos/cgroup"
 	"github.com/memqos/memqos/cgroup/cgrouptest"
 	"github.com/memqos/memqos/config"
+	"github.com/memqos/memqos/status"
 )
 
 // bundle is a config.json as containerd writes one, cut to what counts.
@@ -100,14 +101,14 @@ func TestInspectKnowsTheSandbox(t *testing.T) {
 	if err := w.pods.List(t.Context(), &pods); err != nil {
 		t.Fatal(err)
 	}
-	in, err := w.surveyor.site.Load().inspect("n", 0, pods.Items)
+	in, err := view{site: w.surveyor.site.Load()}.status("n", 0, pods.Items, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, o := range in.Cgroups {
 		if o.Cgroup == podDir+"/"+idSandbox {
-			if o.Container != Sandbox || o.Verdict != Fulfilled {
-				t.Errorf("the sandbox is %s, %s; want %s, %s", o.Container, o.Verdict, Sandbox, Fulfilled)
+			if o.Container != status.Sandbox || o.Verdict != status.Fulfilled {
+				t.Errorf("the sandbox is %s, %s; want %s, %s", o.Container, o.Verdict, status.Sandbox, status.Fulfilled)
 			}
 			return
 		}
@@ -146,7 +147,7 @@ func TestReactsToTheKernel(t *testing.T) {
 	health := runAgent(t, api.URL, true, func() (*cgroup.Tree, error) {
 		return cgroup.OpenFixture(dir, cgroup.NewLayout(config.Cgroupfs, "/"))
 	})
-	status(t, health+"/readyz", http.StatusOK)
+	answers(t, health+"/readyz", http.StatusOK)
 	begun := time.Now()
 	becomes := func(file, want string) {
 		t.Helper()

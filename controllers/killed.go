@@ -35,6 +35,7 @@ type kills struct {
 	announce *announcer
 	metrics  *metrics.Metrics
 	log      logr.Logger
+	history  *history
 
 	mu      sync.Mutex
 	tallies map[string]*tally // by cgroup
@@ -220,13 +221,14 @@ func (k *kills) tell(ctx context.Context, site *site, dir string, t *tally, stat
 		return
 	}
 	k.metrics.OOM(string(v.Cause))
-	var pod corev1.Pod
-	if err := k.pods.Get(ctx, t.request.NamespacedName, &pod); err != nil {
-		return // it is gone: there is nothing to hang an event on
-	}
 	container := t.container
 	if status != nil {
 		container = status.Name
+	}
+	k.history.killed(t.request, container, v)
+	var pod corev1.Pod
+	if err := k.pods.Get(ctx, t.request.NamespacedName, &pod); err != nil {
+		return // it is gone: there is nothing to hang an event on
 	}
 	k.log.Info("out of memory", "namespace", pod.Namespace, "pod", pod.Name, "container", container, "cause", string(v.Cause), "detail", v.Message)
 	k.announce.always(&pod, corev1.EventTypeWarning, "OutOfMemory"+string(v.Cause), "Explain", subject(container)+": "+v.Message)

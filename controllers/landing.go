@@ -42,6 +42,7 @@ type landings struct {
 	ledger  *ledger.Ledger
 	metrics *metrics.Metrics
 	log     logr.Logger
+	history *history
 	// landed is told of the pod whose container is down.
 	landed func(ctrl.Request)
 
@@ -198,6 +199,7 @@ func (l *landings) step(one *landing, target memory.Value) (pause time.Duration,
 	if next == target {
 		l.cancel(one.inode)
 		l.metrics.Landed(metrics.Written)
+		l.history.wrote(dir, memory.High, one.top, target)
 		l.landed(one.request)
 		return 0, false
 	}

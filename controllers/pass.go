@@ -33,7 +33,8 @@ type pass struct {
 	pending   map[ctrl.Request]bool
 	began     time.Time
 	found     findings
-	completed bool // once
+	completed bool      // once
+	ended     time.Time // of the last one
 	asked     chan struct{}
 }
 
@@ -170,6 +171,7 @@ func (p *pass) done(req ctrl.Request, found findings) {
 		go debug.FreeOSMemory()
 	}
 	now := time.Now()
+	p.ended = now
 	p.metrics.FullPass(float64(now.UnixNano())/1e9, now.Sub(p.began).Seconds(), p.found.compared, p.found.drifted, p.found.railed)
 }
 
@@ -188,4 +190,11 @@ func (p *pass) controllers() []string {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Sorted(maps.Keys(p.queues))
+}
+
+// lastEnd is when the last pass ended; zero before the first has.
+func (p *pass) lastEnd() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.ended
 }

@@ -30,6 +30,7 @@ import (
 	"github.com/memqos/memqos/metrics"
 	"github.com/memqos/memqos/qos"
 	"github.com/memqos/memqos/qos/qostest"
+	"github.com/memqos/memqos/status"
 )
 
 var (
@@ -413,7 +414,7 @@ func TestInspect(t *testing.T) {
 	if err := w.pods.List(t.Context(), &pods); err != nil {
 		t.Fatal(err)
 	}
-	in, err := w.surveyor.site.Load().inspect("n", 8589934592, pods.Items)
+	in, err := view{site: w.surveyor.site.Load()}.status("n", 8589934592, pods.Items, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -444,18 +445,18 @@ func TestVerdict(t *testing.T) {
 		wanted memory.Values
 		actual memory.Values
 		usage  memory.Value
-		want   Verdict
+		want   status.Verdict
 	}{
-		{"as wanted", wanted, memory.Values{memory.Min: 10, memory.Max: 100, memory.High: 7}, 0, Fulfilled},
-		{"other value", wanted, memory.Values{memory.Min: 11, memory.Max: 100}, 0, Drifted},
-		{"limit waits", wanted, memory.Values{memory.Min: 10, memory.Max: 200}, 99, Pending},
-		{"limit could fall", wanted, memory.Values{memory.Min: 10, memory.Max: 200}, 10, Drifted},
-		{"limit waits and other value", wanted, memory.Values{memory.Min: 11, memory.Max: 200}, 99, Drifted},
-		{"high lands", memory.Values{memory.High: 100}, memory.Values{memory.High: 200}, 150, Pending},
-		{"high could fall", memory.Values{memory.High: 100}, memory.Values{memory.High: 200}, 50, Drifted},
-		{"not planned", nil, memory.Values{memory.Min: 10}, 0, Unknown},
+		{"as wanted", wanted, memory.Values{memory.Min: 10, memory.Max: 100, memory.High: 7}, 0, status.Fulfilled},
+		{"other value", wanted, memory.Values{memory.Min: 11, memory.Max: 100}, 0, status.Drifted},
+		{"limit waits", wanted, memory.Values{memory.Min: 10, memory.Max: 200}, 99, status.Pending},
+		{"limit could fall", wanted, memory.Values{memory.Min: 10, memory.Max: 200}, 10, status.Drifted},
+		{"limit waits and other value", wanted, memory.Values{memory.Min: 11, memory.Max: 200}, 99, status.Drifted},
+		{"high lands", memory.Values{memory.High: 100}, memory.Values{memory.High: 200}, 150, status.Pending},
+		{"high could fall", memory.Values{memory.High: 100}, memory.Values{memory.High: 200}, 50, status.Drifted},
+		{"not planned", nil, memory.Values{memory.Min: 10}, 0, status.Unknown},
 	} {
-		if got := verdict(tc.wanted, tc.actual, tc.usage); got != tc.want {
+		if got := status.Compare(tc.wanted, tc.actual, tc.usage, limitFits); got != tc.want {
 			t.Errorf("%s: got %s, want %s", tc.name, got, tc.want)
 		}
 	}

@@ -58,6 +58,7 @@ func (r *podReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.R
 	r.writer.guard.overlay(&pod, cgroups, policy.StallGuard.Value && writes)
 	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), site.tree, req, cgroups)
 	found = find(cgroups, o)
+	r.writer.history.saw(cgroups, o, r.writer.guard.relaxed)
 	r.tell(&pod, cgroups, o)
 	return ctrl.Result{RequeueAfter: o.again}, errors.Join(unread, err)
 }
@@ -157,6 +158,7 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	r.kills.follow(ctrl.Request{}, cgroups)
 	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), site.tree, req, cgroups)
 	found = find(cgroups, o)
+	r.writer.history.saw(cgroups, o, r.writer.guard.relaxed)
 	r.metrics.ContestedFiles(r.writer.contests.contested())
 	r.tell(cgroups, o)
 	return ctrl.Result{RequeueAfter: o.again}, errors.Join(unread, err)

@@ -24,16 +24,14 @@ import (
 // follows from its size. Both change while the agent runs, when kubepods appears
 // or the kubelet comes back with another driver or reservation.
 type site struct {
-	tree       *cgroup.Tree
-	policy     qos.Policy
-	identities *identities
-	// relaxed is what the stall guard has raised memory.high to, by inode number, as
-	// inspection reads it; an agent has its guard.
-	relaxed map[uint64]memory.Value
+	tree        *cgroup.Tree
+	policy      qos.Policy
+	identities  *identities
+	allocatable int64 // in bytes
 }
 
 func newSite(tree *cgroup.Tree, c *config.MemoryQoSConfiguration, allocatable int64, i *identities) *site {
-	return &site{tree: tree, policy: qos.NewPolicy(c, qos.Node{Allocatable: allocatable, Capacity: capacity(), PageSize: int64(os.Getpagesize())}), identities: i}
+	return &site{tree: tree, allocatable: allocatable, policy: qos.NewPolicy(c, qos.Node{Allocatable: allocatable, Capacity: capacity(), PageSize: int64(os.Getpagesize())}), identities: i}
 }
 
 // capacity is the machine's memory in bytes, 0 if not known: what the kubelet, by
@@ -59,6 +57,7 @@ type surveyor struct {
 	log        logr.Logger
 
 	site atomic.Pointer[site]
+	idle atomic.Pointer[idleness] // nil while the node is served
 	// What was last said, so that only a change is logged.
 	saidReason, saidRoot, saidNote string
 }
@@ -92,6 +91,7 @@ func (s *surveyor) survey(ctx context.Context) bool {
 	}
 	s.saidReason, s.saidRoot = "", tree.Layout.Root
 	s.metrics.Supported(allocatable)
+	s.idle.Store(nil)
 	s.site.Store(newSite(tree, c, allocatable, s.identities))
 	return true
 }
@@ -109,6 +109,7 @@ func (s *surveyor) unsupported(reason string, err error) {
 	}
 	s.saidReason, s.saidRoot = reason, ""
 	s.metrics.Unsupported(reason)
+	s.idle.Store(&idleness{reason, err.Error()})
 	s.site.Store(nil)
 }
 

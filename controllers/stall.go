@@ -33,6 +33,7 @@ type stallGuard struct {
 	metrics  *metrics.Metrics
 	log      logr.Logger
 	boot     string
+	history  *history
 
 	mu      sync.Mutex
 	guarded map[uint64]*guarded // by inode number
@@ -249,6 +250,7 @@ func (g *stallGuard) observe(tree *cgroup.Tree, e *guarded) (changed bool) {
 	}
 	before := e.state.Latch
 	d := e.state.Observe(e.config, e.limits, reading)
+	g.history.guarded(dir, d)
 	if e.armed = d.Armed; d.Next > 0 {
 		e.due = time.Now().Add(d.Next)
 	}
@@ -332,20 +334,4 @@ func (g *stallGuard) save() {
 		return
 	}
 	g.saved = string(data)
-}
-
-// relaxedTo returns what the guard of a running agent has raised memory.high to, by
-// inode number, for those who only look.
-func relaxedTo(dir, boot string) map[uint64]memory.Value {
-	latches, err := loadLatches(dir, boot)
-	if err != nil {
-		return nil
-	}
-	out := map[uint64]memory.Value{}
-	for inode, l := range latches {
-		if l.Relaxed() {
-			out[inode] = l.High
-		}
-	}
-	return out
 }

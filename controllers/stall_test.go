@@ -13,6 +13,7 @@ import (
 	"github.com/memqos/memqos/guard"
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/qos"
+	"github.com/memqos/memqos/status"
 )
 
 // inode is the inode number of the container's cgroup.
@@ -118,19 +119,22 @@ func TestInspectShowsRelaxed(t *testing.T) {
 	state := w.relaxedState("boot")
 	w.startAgent(state)
 	w.mustReconcilePod("p")
-	site := w.surveyor.site.Load()
-	site.relaxed = relaxedTo(state, "boot")
+	v := view{site: w.surveyor.site.Load()}
+	var err error
+	if v.relaxed, err = loadLatches(state, "boot"); err != nil {
+		t.Fatal(err)
+	}
 	var pods corev1.PodList
 	if err := w.pods.List(t.Context(), &pods); err != nil {
 		t.Fatal(err)
 	}
-	in, err := site.inspect("n", 0, pods.Items)
+	in, err := v.status("n", 0, pods.Items, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	for _, o := range in.Cgroups {
-		if o.Container == "app" && (o.Verdict != Relaxed || o.Wanted[memory.High] != memory.Unlimited) {
-			t.Errorf("got %s, wanted memory.high %s; want %s, max", o.Verdict, o.Wanted[memory.High], Relaxed)
+		if o.Container == "app" && (o.Verdict != status.Relaxed || o.Wanted[memory.High] != memory.Unlimited) {
+			t.Errorf("got %s, wanted memory.high %s; want %s, max", o.Verdict, o.Wanted[memory.High], status.Relaxed)
 		}
 	}
 }

@@ -147,6 +147,7 @@ type writer struct {
 	kubelet  *kubeletFeature
 	landings *landings
 	guard    *stallGuard
+	history  *history
 	now      func() time.Time
 	// dryRun: nothing is written.
 	dryRun func() bool
@@ -289,6 +290,7 @@ func (w *writer) write(tree *cgroup.Tree, request ctrl.Request, c change) (_ met
 			return metrics.BackedOff, wait, nil
 		}
 		w.metrics.Repair(string(c.Level), c.file, cause)
+		w.history.overwritten(c, e.Wrote, cause)
 	}
 	if c.file == memory.High {
 		usage, err := c.dir.Usage()
@@ -306,6 +308,7 @@ func (w *writer) write(tree *cgroup.Tree, request ctrl.Request, c change) (_ met
 	var notKept *cgroup.NotKeptError
 	switch {
 	case err == nil:
+		w.history.wrote(c.dir, c.file, c.from, c.to)
 		if age := w.now().Sub(c.dir.Changed); !ours && c.Level == qos.LevelContainer && age < newborn {
 			w.metrics.TimeToValue(age.Seconds())
 		}

@@ -51,7 +51,7 @@ kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
 				return err
 			}
 			o := flags.options(c)
-			o.Log, o.Source = log, source
+			o.Log, o.Source, o.Version = log, source, version
 			o.Metrics = metrics.New(ctrlmetrics.Registry, version, buildRevision(), runtime.Version())
 			if o.Boot, err = cgroup.BootID(); err != nil {
 				return err

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"slices"
 	"strings"
@@ -13,6 +14,7 @@ import (
 	"github.com/memqos/memqos/controllers"
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/qos"
+	"github.com/memqos/memqos/status"
 )
 
 func newInspectCommand() *cobra.Command {
@@ -21,8 +23,9 @@ func newInspectCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "inspect",
 		Short: "Show on a node what is wanted of each cgroup and what the kernel holds",
-		Long: `inspect reads the node's pods from the API server and its files from the kernel
-and compares them. It needs no running agent and changes nothing.
+		Long: `inspect asks the agent that runs on this node. Where none answers it says so, reads
+the node's pods from the API server and its files from the kernel, and compares
+them itself; who wrote what and since when is then not known. It changes nothing.
 
 Verdicts: Fulfilled (every managed file holds what is wanted), Drifted (some file
 holds another value), Relaxed (the stall guard has raised memory.high), Pending (no
@@ -36,25 +39,39 @@ nor an OCI bundle says whose it is; it is left alone).`,
 			if err != nil {
 				return err
 			}
+			ctx := cmd.Context()
+			if ctx == nil {
+				ctx = context.Background()
+			}
+			show := func(s *status.NodeStatus) error {
+				return format.print(cmd.OutOrStdout(), s, func() table { return inspectTable(s) })
+			}
+			s, err := controllers.Ask(ctx, c.StateDir)
+			switch {
+			case err == nil && s.Node == flags.nodeName && s.Agent != nil && s.Agent.Idle == "":
+				return show(s)
+			case err == nil && s.Agent != nil && s.Agent.Idle != "":
+				err = fmt.Errorf("the agent is idle: %s: %s", s.Agent.Idle, s.Agent.IdleMessage)
+			case err == nil:
+				err = fmt.Errorf("the agent in %s is that of node %q", c.StateDir, s.Node)
+			}
+			if _, err := fmt.Fprintf(cmd.ErrOrStderr(), "note: read without the agent: %s\n", status.Printable(err.Error())); err != nil {
+				return err
+			}
 			// What client libraries log is no part of the answer.
 			ctrl.SetLogger(newLogger(io.Discard, c.Logging))
 			api, err := flags.api()
 			if err != nil {
 				return err
 			}
-			ctx := cmd.Context()
-			if ctx == nil {
-				ctx = context.Background()
-			}
 			o := flags.options(c)
 			if o.Boot, err = cgroup.BootID(); err != nil {
 				return err
 			}
-			in, err := controllers.Inspect(ctx, api, o)
-			if err != nil {
+			if s, err = controllers.Inspect(ctx, api, o); err != nil {
 				return err
 			}
-			return format.print(cmd.OutOrStdout(), in, func() table { return inspectTable(in) })
+			return show(s)
 		},
 	}
 	flags.add(cmd)
@@ -62,8 +79,8 @@ nor an OCI bundle says whose it is; it is left alone).`,
 	return cmd
 }
 
-func inspectTable(in *controllers.Inspection) table {
-	low := slices.ContainsFunc(in.Cgroups, func(o controllers.Observation) bool {
+func inspectTable(in *status.NodeStatus) table {
+	low := slices.ContainsFunc(in.Cgroups, func(o status.Cgroup) bool {
 		return has(o.Wanted, memory.Low) || o.Actual[memory.Low] > 0
 	})
 	files := columns(low)

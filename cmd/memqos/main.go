@@ -5,12 +5,21 @@ package main
 import (
 	"fmt"
 	"os"
+	"path/filepath"
+	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/memqos/memqos/plugin"
 )
 
 func main() {
-	if err := newCommand().Execute(); err != nil {
+	cmd := newCommand()
+	// kubectl runs its plugins by their names.
+	if strings.HasPrefix(filepath.Base(os.Args[0]), "kubectl-memqos") {
+		cmd = plugin.New("kubectl-memqos", version)
+	}
+	if err := cmd.Execute(); err != nil {
 		fmt.Fprintln(os.Stderr, "memqos: "+err.Error())
 		os.Exit(1)
 	}
@@ -27,11 +36,12 @@ QoS class, as a kubelet of a chosen release would with its feature gate on.
 
   memqos agent     runs on every node and keeps the files right
   memqos plan      shows offline what would be written for some pods, and why
-  memqos inspect   shows on a node what is wanted and what the kernel holds`,
+  memqos inspect   shows on a node what is wanted and what the kernel holds
+  memqos kubectl   shows it for a cluster; installed as kubectl-memqos, kubectl memqos`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
 	}
-	cmd.AddCommand(newAgentCommand(), newPlanCommand(), newInspectCommand(), newRestoreCommand(), newVersionCommand())
+	cmd.AddCommand(newAgentCommand(), newPlanCommand(), newInspectCommand(), newRestoreCommand(), newVersionCommand(), plugin.New("kubectl", version))
 	return cmd
 }

@@ -12,9 +12,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"sigs.k8s.io/yaml"
 
-	"github.com/memqos/memqos/controllers"
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/qos"
+	"github.com/memqos/memqos/status"
 )
 
 var update = flag.Bool("update", false, "rewrite the golden files")
@@ -100,7 +100,7 @@ func TestInspectTableLow(t *testing.T) {
 		{"wanted", memory.Values{memory.Low: 4096}, memory.Values{memory.Low: 4096}, "WANT MIN|LOW|HIGH|MAX|HAS MIN|LOW|HIGH|MAX|USAGE|VERDICT -|4Ki|-|-|-|4Ki|-|-|0|Fulfilled"},
 		{"somebody else's", memory.Values{memory.Min: 0}, memory.Values{memory.Low: 4096}, "WANT MIN|LOW|HIGH|MAX|HAS MIN|LOW|HIGH|MAX|USAGE|VERDICT 0|-|-|-|-|4Ki|-|-|0|Fulfilled"},
 	} {
-		table := inspectTable(&controllers.Inspection{Cgroups: []controllers.Observation{{Level: qos.LevelNode, Wanted: tc.wanted, Actual: tc.actual, Verdict: controllers.Fulfilled}}})
+		table := inspectTable(&status.NodeStatus{Cgroups: []status.Cgroup{{Level: qos.LevelNode, Wanted: tc.wanted, Actual: tc.actual, Verdict: status.Fulfilled}}})
 		if got := strings.Join(table[0][4:], "|") + " " + strings.Join(table[1][4:], "|"); got != tc.want {
 			t.Errorf("%s:\ngot  %s\nwant %s", tc.name, got, tc.want)
 		}
@@ -271,7 +271,7 @@ func TestPlanAnnotationNotes(t *testing.T) {
 }
 
 func TestPrintable(t *testing.T) {
-	if got := printable("a\x1b[31mb\nc\u009bd é"); got != "a?[31mb?c?d é" {
+	if got := status.Printable("a\x1b[31mb\nc\u009bd é"); got != "a?[31mb?c?d é" {
 		t.Errorf("got %q", got)
 	}
 }

@@ -8,6 +8,8 @@ import (
 	"text/tabwriter"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/memqos/memqos/status"
 )
 
 // table is rows of cells, the header first.
@@ -31,21 +33,11 @@ func (o output) print(w io.Writer, v any, asTable func() table) error {
 	tw := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, row := range asTable() {
 		for i, cell := range row {
-			row[i] = printable(cell)
+			row[i] = status.Printable(cell)
 		}
 		if _, err := fmt.Fprintln(tw, strings.Join(row, "\t")); err != nil {
 			return err
 		}
 	}
 	return tw.Flush()
-}
-
-// printable keeps what comes from a manifest from steering the terminal.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if r < ' ' || r == 0x7f || (r >= 0x80 && r < 0xa0) {
-			return '?'
-		}
-		return r
-	}, s)
 }

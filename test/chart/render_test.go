@@ -388,7 +388,7 @@ func TestRollout(t *testing.T) {
 	for _, in := range []string{
 		"featureGates: {MemoryQoS: false}", `emulationVersion: "1.37"`, "memoryThrottlingFactor: 0.5", "mode: DryRun", "rules: [{name: a, match: {}}]",
 		"stallGuard: {enabled: false}", "rails: {systemReserve: 1Gi}", "restoreOnExit: Keep", "cgroupRoot: /kubelet", "cgroupDriver: systemd",
-		"bundlePaths: []", "stateDir: /x", "resyncPeriod: 1m", `metricsBindAddress: ":1"`, `healthzBindAddress: ":1"`, "logging: {format: text}", "logging: {verbosity: 4}",
+		"bundlePaths: []", "stateDir: /x", "resyncPeriod: 1m", `metricsBindAddress: ":1"`, `healthzBindAddress: ":1"`, `statusBindAddress: ":1"`, "logging: {format: text}", "logging: {verbosity: 4}",
 	} {
 		after, c := pods(in)
 		refused := len(config.ValidateUpdate(running, c)) > 0

@@ -14,9 +14,9 @@ import (
 	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
-	"github.com/memqos/memqos/controllers"
 	"github.com/memqos/memqos/hack/nodeagent"
 	"github.com/memqos/memqos/hack/testnode"
+	"github.com/memqos/memqos/status"
 )
 
 // testDebug: what kubectl debug does to a running pod. The ephemeral container has
@@ -60,22 +60,22 @@ func testInspect(t *testing.T, agent *nodeagent.Agent) {
 		if err != nil {
 			return err
 		}
-		var in controllers.Inspection
+		var in status.NodeStatus
 		if err := json.Unmarshal([]byte(out), &in); err != nil {
 			return err
 		}
-		verdicts := map[controllers.Verdict]int{}
+		verdicts := map[status.Verdict]int{}
 		for _, o := range in.Cgroups {
 			verdicts[o.Verdict]++
-			if o.Verdict == controllers.Drifted {
+			if o.Verdict == status.Drifted {
 				return fmt.Errorf("%s wants %s and holds %s", o.Cgroup, o.Wanted, o.Actual)
 			}
-			if o.Verdict == controllers.Unknown && o.Container != "" {
+			if o.Verdict == status.Unknown && o.Container != "" {
 				return fmt.Errorf("%s is container %s and unknown", o.Cgroup, o.Container)
 			}
 		}
-		if verdicts[controllers.Fulfilled] < 40 {
-			return fmt.Errorf("only %d cgroups are fulfilled", verdicts[controllers.Fulfilled])
+		if verdicts[status.Fulfilled] < 40 {
+			return fmt.Errorf("only %d cgroups are fulfilled", verdicts[status.Fulfilled])
 		}
 		return nil
 	})
@@ -359,12 +359,12 @@ func settled(t *testing.T, agent *nodeagent.Agent) error {
 	if err != nil {
 		return err
 	}
-	var in controllers.Inspection
+	var in status.NodeStatus
 	if err := json.Unmarshal([]byte(out), &in); err != nil {
 		return err
 	}
 	for _, o := range in.Cgroups {
-		if o.Cgroup != "" && (o.Verdict == controllers.Drifted || o.Verdict == controllers.Pending) {
+		if o.Cgroup != "" && (o.Verdict == status.Drifted || o.Verdict == status.Pending) {
 			return fmt.Errorf("%s is %s: wanted %s, has %s", o.Cgroup, o.Verdict, o.Wanted, o.Actual)
 		}
 	}

@@ -71,6 +71,7 @@ apiVersion: memqos.io/v1alpha1
 kind: MemoryQoSConfiguration
 metricsBindAddress: `+metricsAddress+`
 healthzBindAddress: 127.0.0.1:19811
+statusBindAddress: 127.0.0.1:19812
 stateDir: `+dir+`/state
 bundlePaths: ["`+dir+`/bundles/<id>/config.json"]
 `)

@@ -1,0 +1,135 @@
+package plugin
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
+	utilnet "k8s.io/apimachinery/pkg/util/net"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/memqos/memqos/status"
+)
+
+// inFlight is how many agents are asked at the same time.
+const inFlight = 32
+
+// statusPort is the name of the port of an agent's container on which it serves its
+// status. One that serves it on the loopback alone declares none.
+const statusPort = "status"
+
+// cluster is where the agents are.
+type cluster struct {
+	clients   kubernetes.Interface
+	namespace string        // of the agents
+	selector  string        // of their pods
+	timeout   time.Duration // for each answer
+}
+
+// answer is what came of asking the agent of one node.
+type answer struct {
+	Node   string
+	Pod    string
+	Status *status.NodeStatus
+	Err    error
+}
+
+// agents lists the pods of the agents, those of one node if it is named: one request.
+func (c *cluster) agents(ctx context.Context, node string) ([]corev1.Pod, error) {
+	o := metav1.ListOptions{LabelSelector: c.selector}
+	if node != "" {
+		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", node).String()
+	}
+	list, err := c.clients.CoreV1().Pods(c.namespace).List(ctx, o)
+	if err != nil {
+		return nil, fmt.Errorf("list the agents' pods in namespace %s: %w", c.namespace, err)
+	}
+	// While agents are being replaced a node has two: the one that ends is left out.
+	pods := slices.DeleteFunc(list.Items, func(p corev1.Pod) bool { return p.DeletionTimestamp != nil || p.Spec.NodeName == "" })
+	if len(pods) == 0 && node != "" {
+		return nil, fmt.Errorf("no agent runs on node %s: there is no pod with %s in namespace %s (--agent-namespace, --agent-selector)", node, c.selector, c.namespace)
+	}
+	if len(pods) == 0 {
+		return nil, fmt.Errorf("there are no agents: no pod with %s in namespace %s (--agent-namespace, --agent-selector)", c.selector, c.namespace)
+	}
+	slices.SortFunc(pods, func(a, b corev1.Pod) int {
+		return cmp.Or(strings.Compare(a.Spec.NodeName, b.Spec.NodeName), b.CreationTimestamp.Compare(a.CreationTimestamp.Time))
+	})
+	return slices.CompactFunc(pods, func(a, b corev1.Pod) bool { return a.Spec.NodeName == b.Spec.NodeName }), nil
+}
+
+// ask asks every agent, a bounded number at the same time, each for at most the
+// timeout: one request each. One that does not answer delays nobody else. namespace
+// and pod are of the only pod that is asked for, or empty.
+func (c *cluster) ask(ctx context.Context, agents []corev1.Pod, namespace, pod string) []answer {
+	out := make([]answer, len(agents))
+	slots := make(chan struct{}, inFlight)
+	var wait sync.WaitGroup
+	for i := range agents {
+		slots <- struct{}{}
+		wait.Go(func() {
+			defer func() { <-slots }()
+			out[i] = answer{Node: agents[i].Spec.NodeName, Pod: agents[i].Name}
+			out[i].Status, out[i].Err = c.askOne(ctx, &agents[i], namespace, pod)
+		})
+	}
+	wait.Wait()
+	return out
+}
+
+func (c *cluster) askOne(ctx context.Context, agent *corev1.Pod, namespace, pod string) (*status.NodeStatus, error) {
+	port := portOf(agent)
+	switch {
+	case port == "":
+		return nil, errors.New(`its status is not on the pod's network: set config.statusBindAddress to ":9812" (docs/security.md has the price)`)
+	case agent.Status.PodIP == "":
+		return nil, fmt.Errorf("its agent %s has no address yet (%s)", agent.Name, agent.Status.Phase)
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	req := c.clients.CoreV1().RESTClient().Get().Namespace(agent.Namespace).Resource("pods").
+		Name(utilnet.JoinSchemeNamePort("http", agent.Name, port)).SubResource("proxy").Suffix("status")
+	if pod != "" {
+		req = req.Param("namespace", namespace).Param("pod", pod)
+	}
+	body, err := req.Stream(ctx)
+	if err == nil {
+		defer body.Close() //nolint:errcheck // read only
+		var data []byte
+		if data, err = io.ReadAll(io.LimitReader(body, status.MaxSize)); err == nil {
+			return status.Parse(data)
+		}
+	}
+	switch {
+	case ctx.Err() != nil:
+		return nil, fmt.Errorf("no answer within %s", c.timeout)
+	case apierrors.IsForbidden(err):
+		return nil, fmt.Errorf("not allowed: get on pods/proxy in namespace %s is needed (ClusterRole memqos-viewer)", agent.Namespace)
+	}
+	return nil, fmt.Errorf("no answer: %s", oneLine(err.Error()))
+}
+
+func portOf(agent *corev1.Pod) string {
+	for i := range agent.Spec.Containers {
+		for _, p := range agent.Spec.Containers[i].Ports {
+			if p.Name == statusPort {
+				return fmt.Sprint(p.ContainerPort)
+			}
+		}
+	}
+	return ""
+}
+
+func oneLine(s string) string {
+	return status.Printable(strings.Join(strings.Fields(s), " "))
+}
