@@ -26,7 +26,7 @@ demo: ## Boot a real node in a virtual machine, run memqos on it, show what it w
 	go run ./hack/demo
 
 .PHONY: test
-test: node unit chart fuzz e2e ## Run every test, those on real nodes included
+test: node unit browser chart fuzz e2e ## Run every test, those on real nodes included
 
 .PHONY: build
 build: ## Build bin/memqos, static
@@ -50,8 +50,17 @@ node: ## Fill the cache with what a test node needs: kernel, image, Kubernetes
 .PHONY: unit
 unit: ## Run the tests that need no node, with the race detector
 	go vet ./...
-	go vet -tags e2e,chart ./...
+	go vet -tags e2e,chart,browser ./...
 	go test -race ./...
+
+.PHONY: browser
+browser: ## Test the status page in a real Chromium, which is installed
+	go test -tags browser -count=1 -v ./test/see
+
+.PHONY: images
+images: ## Take the pictures in docs/images, from a real node
+	mkdir -p docs/images
+	MEMQOS_IMAGES=$(CURDIR)/docs/images go test -tags e2e -count=1 -timeout 40m -v -run 'TestSee$$' ./test/e2e
 
 .PHONY: fuzz
 fuzz: ## Fuzz every parser for FUZZTIME (15s)
@@ -106,7 +115,7 @@ update: $(HELM) $(PROMTOOL) ## Rewrite the golden files and what is generated in
 .PHONY: lint
 lint: $(GOLANGCI_LINT) ## Lint, the package graph included
 	$(GOLANGCI_LINT) run --allow-parallel-runners
-	$(GOLANGCI_LINT) run --allow-parallel-runners --build-tags e2e,chart ./hack/... ./test/...
+	$(GOLANGCI_LINT) run --allow-parallel-runners --build-tags e2e,chart,browser ./hack/... ./test/...
 	$(GOLANGCI_LINT) fmt --diff
 
 .PHONY: fmt

@@ -52,11 +52,11 @@ func TestLatchesOutliveTheAgent(t *testing.T) {
 	}
 	w := newWorld(t, podTree)
 	state := w.relaxedState("boot")
-	if got := relaxedTo(state, "boot")[w.inode()]; got != memory.Unlimited {
-		t.Errorf("relaxed to %s, want max", got)
+	if got, err := loadLatches(state, "boot"); err != nil || got[w.inode()].High != memory.Unlimited {
+		t.Errorf("relaxed to %s, want max (%v)", got[w.inode()].High, err)
 	}
-	if got := relaxedTo(state, "another"); len(got) != 0 {
-		t.Errorf("of another boot: %v", got)
+	if got, err := loadLatches(state, "another"); err != nil || len(got) != 0 {
+		t.Errorf("of another boot: %v (%v)", got, err)
 	}
 }
 

@@ -75,6 +75,13 @@ the configuration it reloads.
 {{- end }}
 {{- end }}
 
+{{/* The port of the status where it is on the pod's network; empty on the loopback. */}}
+{{- define "memqos.statusPort" -}}
+{{- if not (regexMatch "^(127\\.|localhost:|\\[::1\\])" (default "127.0.0.1:0" .)) }}
+{{- include "memqos.port" . }}
+{{- end }}
+{{- end }}
+
 {{/* Directories of OCI bundles by runtime, the same path in the pod as on the host. */}}
 {{- define "memqos.bundles" -}}
 containerd: /run/containerd/io.containerd.runtime.v2.task/k8s.io

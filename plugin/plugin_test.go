@@ -1,0 +1,225 @@
+package plugin
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/memqos/memqos/config"
+	"github.com/memqos/memqos/memory"
+	"github.com/memqos/memqos/qos"
+	"github.com/memqos/memqos/status"
+)
+
+// api is an API server with agents behind its pod proxy.
+type api struct {
+	nodes    int
+	dead     string // the node that does not answer
+	requests atomic.Int32
+	mu       sync.Mutex
+	busy     int
+	most     int
+}
+
+func (a *api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	a.requests.Add(1)
+	w.Header().Set("Content-Type", "application/json")
+	if r.URL.Path == "/api/v1/namespaces/memqos/pods" {
+		list := corev1.PodList{TypeMeta: metav1.TypeMeta{APIVersion: "v1", Kind: "PodList"}}
+		for i := range a.nodes {
+			list.Items = append(list.Items, agentPod(fmt.Sprintf("node-%03d", i)))
+		}
+		_ = json.NewEncoder(w).Encode(list)
+		return
+	}
+	a.mu.Lock()
+	a.busy++
+	a.most = max(a.most, a.busy)
+	a.mu.Unlock()
+	defer func() {
+		a.mu.Lock()
+		a.busy--
+		a.mu.Unlock()
+	}()
+	name, rest, _ := strings.Cut(strings.TrimPrefix(r.URL.Path, "/api/v1/namespaces/memqos/pods/http:memqos-"), ":")
+	if rest != "9812/proxy/status" || r.Method != http.MethodGet {
+		http.Error(w, "not a request for a status: "+r.URL.Path, http.StatusBadRequest)
+		return
+	}
+	if name == a.dead {
+		<-r.Context().Done()
+		return
+	}
+	time.Sleep(5 * time.Millisecond)
+	_ = json.NewEncoder(w).Encode(nodeStatus(name))
+}
+
+func agentPod(node string) corev1.Pod {
+	return corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "memqos", Name: "memqos-" + node},
+		Spec:       corev1.PodSpec{NodeName: node, Containers: []corev1.Container{{Ports: []corev1.ContainerPort{{Name: "status", ContainerPort: 9812}}}}},
+		Status:     corev1.PodStatus{PodIP: "10.0.0.1"},
+	}
+}
+
+func nodeStatus(node string) *status.NodeStatus {
+	c, err := config.Load("")
+	if err != nil {
+		panic(err)
+	}
+	values := memory.Values{memory.Min: 64 << 20, memory.Low: 0, memory.High: 127504384, memory.Max: 128 << 20}
+	now := time.Now()
+	return &status.NodeStatus{
+		TypeMeta: metav1.TypeMeta{APIVersion: status.APIVersion, Kind: status.Kind}, Node: node, Time: now, AllocatableBytes: 8 << 30,
+		Machine: status.Machine{Kernel: "6.1.0", PageSize: 4096, Pressure: true, CapacityBytes: 9 << 30},
+		Agent:   &status.Agent{Version: "test", Started: now, LastPass: &now, Configuration: c, Watching: true},
+		Cgroups: []status.Cgroup{
+			{Level: qos.LevelPod, Namespace: "shop", Pod: "web-" + node, Verdict: status.Fulfilled, Actual: values},
+			{Level: qos.LevelContainer, Namespace: "shop", Pod: "web-" + node, Container: "app", Verdict: status.Fulfilled, Wanted: values, Actual: values, UsageBytes: 96 << 20},
+		},
+	}
+}
+
+func connect(t *testing.T, a *api) *cluster {
+	t.Helper()
+	server := httptest.NewServer(a)
+	t.Cleanup(server.Close)
+	clients, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL, QPS: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return &cluster{clients: clients, namespace: "memqos", selector: "a=b", timeout: 2 * time.Second}
+}
+
+// 200 nodes, one of which is dead: each is asked once, 32 at a time, and the dead one
+// is named and takes nothing from the others.
+func TestTwoHundredNodes(t *testing.T) {
+	a := &api{nodes: 200, dead: "node-007"}
+	c := connect(t, a)
+	start := time.Now()
+	agents, err := c.agents(t.Context(), "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	answers := c.ask(t.Context(), agents, "", "")
+	took := time.Since(start)
+	good := 0
+	for _, x := range answers {
+		if x.Err == nil {
+			good++
+		} else if x.Node != "node-007" || !strings.Contains(x.Err.Error(), "no answer within 2s") {
+			t.Errorf("node %s: %v", x.Node, x.Err)
+		}
+	}
+	if good != 199 {
+		t.Errorf("%d nodes answered, want 199", good)
+	}
+	if got := a.requests.Load(); got != 201 {
+		t.Errorf("%d requests, want one for the list and one for each node", got)
+	}
+	if a.most > inFlight || a.most < 2 {
+		t.Errorf("%d requests at the same time, want at most %d", a.most, inFlight)
+	}
+	t.Logf("200 nodes, one dead with a timeout of 2 s: %s, %d requests, at most %d at the same time", took.Round(time.Millisecond), a.requests.Load(), a.most)
+	var errOut bytes.Buffer
+	if err := complain(&errOut, answers); err != nil || !strings.Contains(errOut.String(), "node node-007: no answer") {
+		t.Errorf("%v, %q", err, errOut.String())
+	}
+}
+
+func TestBar(t *testing.T) {
+	for _, tc := range []struct {
+		min, high, max memory.Value
+		usage          uint64
+		want           string
+	}{
+		{0, memory.Unlimited, 100, 50, "[#####.....]"},
+		{20, 90, 100, 50, "[##|##....>]"},
+		{0, memory.Unlimited, memory.Unlimited, 7, "[##########]"},
+		{0, 0, 0, 0, "[>.........]"},
+		{100, 100, 100, 100, "[#########>]"},
+	} {
+		c := &status.Cgroup{Actual: memory.Values{memory.Min: tc.min, memory.High: tc.high, memory.Max: tc.max}, UsageBytes: tc.usage}
+		if got := bar(c, 10, false); got != tc.want {
+			t.Errorf("min %s high %s max %s usage %d: %s, want %s", tc.min, tc.high, tc.max, tc.usage, got, tc.want)
+		}
+	}
+}
+
+func TestDiffer(t *testing.T) {
+	s := nodeStatus("n")
+	pod := corev1.Pod{ObjectMeta: metav1.ObjectMeta{Namespace: "shop", Name: "web"}, Spec: corev1.PodSpec{Containers: []corev1.Container{{
+		Name: "app", Resources: corev1.ResourceRequirements{
+			Requests: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("64Mi")},
+			Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("128Mi")},
+		},
+	}}}}
+	d := &diff{emulation: "1.37"}
+	other, err := d.other(s.Agent.Configuration)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, x := range differ(s, other, []corev1.Pod{pod}, false) {
+		got = append(got, fmt.Sprintf("%s %s %s %s", x.Level, x.File, x.From.Human(), x.To.Human()))
+	}
+	want := "pod memory.min 64Mi 0; pod memory.low 0 64Mi; container memory.min 64Mi 0; container memory.low 0 64Mi"
+	if strings.Join(got, "; ") != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	if _, err := (&diff{emulation: "9.9"}).other(s.Agent.Configuration); err == nil || !strings.Contains(err.Error(), "emulationVersion") {
+		t.Errorf("a release that is none: %v", err)
+	}
+}
+
+// What a node lacks is said, with what to do.
+func TestExamine(t *testing.T) {
+	n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: "n"}, Status: corev1.NodeStatus{Conditions: []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}}}
+	for _, tc := range []struct {
+		name   string
+		change func(*status.NodeStatus)
+		grade  Grade
+		want   string
+	}{
+		{"fit", func(*status.NodeStatus) {}, Good, "served: kernel 6.1.0"},
+		{"no PSI", func(s *status.NodeStatus) { s.Machine.Pressure = false }, Warn, "psi=1"},
+		{"idle", func(s *status.NodeStatus) { s.Agent.Idle = "CgroupV1" }, Bad, "systemd.unified_cgroup_hierarchy=1"},
+		{"refused", func(s *status.NodeStatus) { s.Agent.Refused = "mode: x" }, Warn, "not in use: mode: x"},
+		{"kubelet", func(s *status.NodeStatus) { s.Agent.LeftToKubelet = []memory.File{memory.High} }, Note, "memory.high"},
+		{"polls", func(s *status.NodeStatus) { s.Agent.Watching = false }, Warn, "max_user_watches"},
+		{"drifted", func(s *status.NodeStatus) { s.Cgroups[1].Verdict = status.Drifted }, Warn, "1 cgroups do not hold"},
+		{"recursiveprot", func(s *status.NodeStatus) { s.Machine.MountOptions = []string{"rw"} }, Note, "memory_recursiveprot"},
+	} {
+		s := nodeStatus("n")
+		tc.change(s)
+		found := false
+		for _, x := range examine(n, answer{Node: "n", Status: s}) {
+			found = found || x.Grade == tc.grade && strings.Contains(x.What+" "+x.Do, tc.want)
+		}
+		if !found {
+			t.Errorf("%s: no %s with %q", tc.name, tc.grade, tc.want)
+		}
+	}
+}
+
+func TestPodName(t *testing.T) {
+	for _, tc := range []struct{ args, want string }{{"pod x", "x"}, {"pod/x", "x"}, {"po x", "x"}, {"deploy x", ""}, {"x", ""}, {"pod/x y", ""}} {
+		got, err := podName(strings.Fields(tc.args))
+		if got != tc.want && err == nil || (err != nil) != (tc.want == "") {
+			t.Errorf("%s: %q, %v", tc.args, got, err)
+		}
+	}
+}
