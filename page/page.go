@@ -8,14 +8,11 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"fmt"
-	"html/template"
-	"math"
 	"net"
 	"net/http"
 	"regexp"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/qos"
@@ -24,8 +21,6 @@ import (
 
 //go:embed page.html
 var source string
-
-var tmpl = template.Must(template.New("page").Parse(source))
 
 // policy lets the page run what is in it and nothing else: no script or style of a
 // pod's name, and no request but to where the page came from.
@@ -73,7 +68,7 @@ func Handler(ask func(ctx context.Context, namespace, pod string) (*status.NodeS
 			err = json.NewEncoder(&b).Encode(s)
 		} else {
 			h.Set("Content-Type", "text/html; charset=utf-8")
-			err = tmpl.Execute(&b, newView(s))
+			b.WriteString(render(s))
 		}
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusInternalServerError)
@@ -121,20 +116,18 @@ type row struct {
 
 // cell is a file of a cgroup.
 type cell struct {
-	File         memory.File
-	Want, Has    string
-	Exact        string // what the file holds
-	Differs      bool
-	Reason       string
-	Wanted, Read bool
+	File      memory.File
+	Want, Has string
+	Exact     string // what the file holds
+	Differs   bool
+	Reason    string
 }
 
 // bar is usage against the values, in thousandths of the scale.
 type bar struct {
-	Usage, Min, High, Max int64
-	HasMin, HasHigh       bool
-	Scale                 string
-	Text                  string // for who cannot see it
+	Usage, Min, High int64
+	HasMin, HasHigh  bool
+	Text             string // for who cannot see it
 }
 
 type recent struct {
@@ -195,7 +188,7 @@ func newRow(c *status.Cgroup) row {
 	for _, file := range memory.Files {
 		want, wanted := c.Wanted[file]
 		has, read := c.Actual[file]
-		x := cell{File: file, Want: "-", Has: "-", Reason: c.Reason[file], Wanted: wanted, Read: read, Differs: wanted && read && want != has}
+		x := cell{File: file, Want: "-", Has: "-", Reason: c.Reason[file], Differs: wanted && read && want != has}
 		if wanted {
 			x.Want = want.Human()
 		}
@@ -215,7 +208,7 @@ func (r *row) full() string {
 }
 
 func newBar(c *status.Cgroup) bar {
-	usage := memory.Value(min(c.UsageBytes, math.MaxInt64-1))
+	usage := used(c)
 	least, high, most := max(c.Actual[memory.Min], c.Actual[memory.Low]), c.Actual[memory.High], c.Actual[memory.Max]
 	scale := max(usage, 1)
 	for _, v := range []memory.Value{least, high, most} {
@@ -224,20 +217,20 @@ func newBar(c *status.Cgroup) bar {
 		}
 	}
 	part := func(v memory.Value) int64 { return int64(float64(v) / float64(scale) * 1000) }
-	b := bar{Usage: part(usage), Scale: Size(scale)}
-	text := []string{"uses " + Size(usage)}
+	b := bar{Usage: part(usage)}
+	words := []string{"uses " + Size(usage)}
 	if least > 0 && least != memory.Unlimited {
 		b.Min, b.HasMin = part(least), true
-		text = append(text, "protected "+Size(least))
+		words = append(words, "protected "+Size(least))
 	}
 	if _, read := c.Actual[memory.High]; read && high != memory.Unlimited {
 		b.High, b.HasHigh = part(high), true
-		text = append(text, "memory.high "+Size(high))
+		words = append(words, "memory.high "+Size(high))
 	}
 	if _, read := c.Actual[memory.Max]; read && most != memory.Unlimited {
-		text = append(text, "memory.max "+Size(most))
+		words = append(words, "memory.max "+Size(most))
 	}
-	b.Text = strings.Join(text, ", ")
+	b.Text = strings.Join(words, ", ")
 	return b
 }
 
@@ -258,24 +251,3 @@ func Size(v memory.Value) string {
 	}
 	return fmt.Sprintf("%.3gTi", f)
 }
-
-// Usage is memory.current for people.
-func (r row) Usage() string { return Size(memory.Value(min(r.UsageBytes, math.MaxInt64-1))) }
-
-// Ago is how long before the status a time was.
-func (v view) Ago(t time.Time) string {
-	d := v.Time.Sub(t).Round(time.Second)
-	if d < time.Minute {
-		return max(d, 0).String()
-	}
-	return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
-}
-
-// Seconds are microseconds, in seconds.
-func (view) Seconds(usec uint64) string { return fmt.Sprintf("%.1f s", float64(usec)/1e6) }
-
-// Human is a value for people.
-func (view) Human(v memory.Value) string { return v.Human() }
-
-// Size is an amount for people.
-func (view) Size(n int64) string { return Size(memory.Value(n)) }

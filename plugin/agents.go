@@ -16,7 +16,7 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/fields"
 	utilnet "k8s.io/apimachinery/pkg/util/net"
-	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 
 	"github.com/memqos/memqos/status"
 )
@@ -30,7 +30,7 @@ const statusPort = "status"
 
 // cluster is where the agents are.
 type cluster struct {
-	clients   kubernetes.Interface
+	clients   corev1client.CoreV1Interface
 	namespace string        // of the agents
 	selector  string        // of their pods
 	timeout   time.Duration // for each answer
@@ -50,7 +50,7 @@ func (c *cluster) agents(ctx context.Context, node string) ([]corev1.Pod, error)
 	if node != "" {
 		o.FieldSelector = fields.OneTermEqualSelector("spec.nodeName", node).String()
 	}
-	list, err := c.clients.CoreV1().Pods(c.namespace).List(ctx, o)
+	list, err := c.clients.Pods(c.namespace).List(ctx, o)
 	if err != nil {
 		return nil, fmt.Errorf("list the agents' pods in namespace %s: %w", c.namespace, err)
 	}
@@ -97,7 +97,7 @@ func (c *cluster) askOne(ctx context.Context, agent *corev1.Pod, namespace, pod 
 	}
 	ctx, cancel := context.WithTimeout(ctx, c.timeout)
 	defer cancel()
-	req := c.clients.CoreV1().RESTClient().Get().Namespace(agent.Namespace).Resource("pods").
+	req := c.clients.RESTClient().Get().Namespace(agent.Namespace).Resource("pods").
 		Name(utilnet.JoinSchemeNamePort("http", agent.Name, port)).SubResource("proxy").Suffix("status")
 	if pod != "" {
 		req = req.Param("namespace", namespace).Param("pod", pod)

@@ -61,7 +61,7 @@ It sends one request for the nodes, one for the agents, and one for each node.`,
 }
 
 func doctor(ctx context.Context, c *cluster, format output, out io.Writer) error {
-	nodes, err := c.clients.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
+	nodes, err := c.clients.Nodes().List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return fmt.Errorf("list the nodes: %w", err)
 	}

@@ -72,7 +72,7 @@ func podName(args []string) (string, error) {
 }
 
 func explain(ctx context.Context, c *cluster, namespace, name string, format output, out io.Writer) error {
-	pod, err := c.clients.CoreV1().Pods(namespace).Get(ctx, name, metav1.GetOptions{})
+	pod, err := c.clients.Pods(namespace).Get(ctx, name, metav1.GetOptions{})
 	if err != nil {
 		return err
 	}

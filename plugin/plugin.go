@@ -15,7 +15,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/cli-runtime/pkg/genericclioptions"
 	"k8s.io/cli-runtime/pkg/printers"
-	"k8s.io/client-go/kubernetes"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	"sigs.k8s.io/yaml"
 
 	"github.com/memqos/memqos/status"
@@ -71,7 +71,7 @@ func (f *flags) cluster() (*cluster, error) {
 	}
 	c.QPS = -1 // what is in flight is bounded
 	c.UserAgent = "kubectl-memqos/" + f.version
-	clients, err := kubernetes.NewForConfig(c)
+	clients, err := corev1client.NewForConfig(c)
 	if err != nil {
 		return nil, err
 	}

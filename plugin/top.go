@@ -136,7 +136,7 @@ func (t *top) once(ctx context.Context, c *cluster, out, errOut io.Writer, colou
 }
 
 func podsOf(ctx context.Context, c *cluster, namespace, selector string) ([]corev1.Pod, error) {
-	list, err := c.clients.CoreV1().Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
+	list, err := c.clients.Pods(namespace).List(ctx, metav1.ListOptions{LabelSelector: selector})
 	if err != nil {
 		return nil, fmt.Errorf("list pods: %w", err)
 	}
