@@ -92,9 +92,14 @@ func versionFlags(version string) (string, error) {
 	if len(parts) != 3 {
 		return "", fmt.Errorf("kubernetes version %q: want MAJOR.MINOR.PATCH", version)
 	}
-	const pkg = "k8s.io/component-base/version"
-	return fmt.Sprintf("-X %[1]s.gitVersion=v%[2]s -X %[1]s.gitMajor=%[3]s -X %[1]s.gitMinor=%[4]s",
-		pkg, version, parts[0], parts[1]), nil
+	var flags []string
+	// The second is what the aggregator answers at /version, by which helm tells
+	// whether a chart is for this cluster.
+	for _, pkg := range []string{"k8s.io/component-base/version", "k8s.io/client-go/pkg/version"} {
+		flags = append(flags, fmt.Sprintf("-X %[1]s.gitVersion=v%[2]s -X %[1]s.gitMajor=%[3]s -X %[1]s.gitMinor=%[4]s",
+			pkg, version, parts[0], parts[1]))
+	}
+	return strings.Join(flags, " "), nil
 }
 
 // etcd returns the path of the etcd binary.
