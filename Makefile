@@ -68,7 +68,7 @@ fuzz: ## Fuzz every parser for FUZZTIME (15s)
 
 .PHONY: e2e
 e2e: ## Run the tests that need a node; those of the other e2e targets apart
-	go test -tags e2e -count=1 -timeout 90m -p 1 -v -run '$(or $(RUN),.)' -skip '$(if $(RUN),^$$,TestInTime|TestFaults|TestCost|TestSafety|TestHelm)' ./hack/testnode ./test/e2e
+	go test -tags e2e -count=1 -timeout 90m -p 1 -v -run '$(or $(RUN),.)' -skip '$(if $(RUN),^$$,TestInTime|TestFaults|TestCost|TestSafety|TestHelm|TestSee)' ./hack/testnode ./test/e2e
 
 .PHONY: e2e-helm
 e2e-helm: $(HELM) ## Install the chart by helm on a real node with a whole control plane, upgrade, roll back, uninstall
