@@ -123,6 +123,10 @@ func (d *Dir) Write(file memory.File, v memory.Value) error {
 		return &fs.PathError{Op: "open", Path: d.path(file), Err: err}
 	}
 	defer unix.Close(fd) //nolint:errcheck // what was written is read back
+	return d.write(fd, file, v)
+}
+
+func (d *Dir) write(fd int, file memory.File, v memory.Value) error {
 	text := v.String()
 	n, err := unix.Write(fd, []byte(text))
 	if err == nil && n != len(text) {

@@ -5,6 +5,9 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"testing"
@@ -437,4 +440,27 @@ func cgroupOf(t *testing.T, node *testnode.Node, id string) string {
 	}
 	t.Fatalf("no cgroup of container %q", id)
 	return ""
+}
+
+// testKernel runs the tests of package cgroup that need a real cgroup2 on the node.
+func testKernel(t *testing.T, node *testnode.Node) {
+	const guest = "/usr/local/bin/cgroup.test"
+	binary := filepath.Join(t.TempDir(), "cgroup.test")
+	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-tags", "kernel", "-o", binary, "./cgroup")
+	build.Dir = root
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	if err := node.CopyIn(t.Context(), binary, guest); err != nil {
+		t.Fatal(err)
+	}
+	out, err := node.Run(t.Context(), guest, "-test.v", "-test.run", "TestKernel")
+	t.Log(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := strings.Count(out, "--- PASS: TestKernel"); n < 3 {
+		t.Errorf("%d tests have passed, want 3 at least", n)
+	}
 }
