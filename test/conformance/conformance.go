@@ -43,8 +43,9 @@ type Record struct {
 	APIServer string `json:"apiServer"`
 	// Manifests are files of testdata.
 	Manifests []string `json:"manifests"`
-	// Seed is that of the pods that Random added.
-	Seed uint64 `json:"seed"`
+	// Seed is that of the pods that Random added, RandomPods how many those are.
+	Seed       uint64 `json:"seed"`
+	RandomPods int    `json:"randomPods"`
 	// PlanFlags are those with which memqos plan is to give the same.
 	PlanFlags []string `json:"planFlags"`
 	Cgroups   Snapshot `json:"cgroups"`
@@ -139,7 +140,7 @@ func (r Record) Plan(ctx context.Context) (Snapshot, error) {
 		}
 		in = append(in, string(data))
 	}
-	random, err := Random(r.Seed, r.Kubelet)
+	random, err := Random(r.Seed, r.Kubelet, r.RandomPods)
 	if err != nil {
 		return nil, err
 	}

@@ -14,10 +14,10 @@ import (
 	"github.com/memqos/memqos/hack/testnode"
 )
 
-// RandomPods is how many pods Random makes.
+// RandomPods is the most that Random makes: how many fit on the test node.
 const RandomPods = 20
 
-// Random makes pods from a seed, the same ones for the same seed and release, as
+// Random makes n pods from a seed, the same ones for the same seed and release, as
 // manifests. All of them can run on the test node at once: a limit leaves a
 // runtime what it needs to start a container, and the requests add up to less
 // than 1.5 GiB and 0.4 processors. They use what the pods of pods.yaml use, its
@@ -25,14 +25,14 @@ const RandomPods = 20
 //
 // Records keep the seed and not the pods: what changes the pods of a seed makes
 // the records worthless.
-func Random(seed uint64, kubelet string) ([]byte, error) {
+func Random(seed uint64, kubelet string, n int) ([]byte, error) {
 	minor, err := minorOf(kubelet)
 	if err != nil {
 		return nil, err
 	}
 	g := generator{Rand: rand.New(rand.NewPCG(seed, 0)), minor: minor}
 	out := []string{"apiVersion: v1\nkind: Namespace\nmetadata: {name: random}\n"}
-	for i := range RandomPods {
+	for i := range n {
 		manifest, err := yaml.Marshal(g.pod(i))
 		if err != nil {
 			return nil, err

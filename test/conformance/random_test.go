@@ -17,7 +17,7 @@ import (
 func TestRandomFits(t *testing.T) {
 	for _, kubelet := range []string{"1.22.17", "1.27.4", "1.37.1"} {
 		for seed := range uint64(50) {
-			manifests, err := Random(seed, kubelet)
+			manifests, err := Random(seed, kubelet, RandomPods)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -60,22 +60,22 @@ func TestRandomFits(t *testing.T) {
 }
 
 func TestRandomRepeats(t *testing.T) {
-	first, err := Random(7, "1.37.1")
+	first, err := Random(7, "1.37.1", RandomPods)
 	if err != nil {
 		t.Fatal(err)
 	}
-	again, err := Random(7, "1.37.1")
+	again, err := Random(7, "1.37.1", RandomPods)
 	if err != nil {
 		t.Fatal(err)
 	}
-	other, err := Random(8, "1.37.1")
+	other, err := Random(8, "1.37.1", RandomPods)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(first, again) || bytes.Equal(first, other) {
 		t.Error("want the same pods for the same seed, and others for another")
 	}
-	if _, err := Random(7, "latest"); err == nil {
+	if _, err := Random(7, "latest", 1); err == nil {
 		t.Error("no error for a release that is none")
 	}
 }

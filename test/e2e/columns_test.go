@@ -95,6 +95,16 @@ func chosenColumns() []column {
 	return append(append([]column{}, columns...), matrix...)
 }
 
+// whole says that a run is to be recorded, or is the matrix's: it has all random pods.
+func whole() bool { return os.Getenv("MEMQOS_E2E_MATRIX") != "" || os.Getenv("MEMQOS_RECORD") != "" }
+
+func randomPods() int {
+	if whole() {
+		return conformance.RandomPods
+	}
+	return conformance.RandomPods * 2 / 5 // each costs an emulated node seconds, four times
+}
+
 // start boots a node of the column with its pods on it, and those of a seed.
 func (c column) start(t *testing.T, gate bool, seed uint64) *testnode.Node {
 	t.Helper()
@@ -106,7 +116,7 @@ func (c column) start(t *testing.T, gate bool, seed uint64) *testnode.Node {
 	if gate {
 		maps.Copy(o.KubeletConfig, c.oracle)
 	}
-	random, err := conformance.Random(seed, o.Kubernetes)
+	random, err := conformance.Random(seed, o.Kubernetes, randomPods())
 	if err != nil {
 		t.Fatal(err)
 	}
