@@ -324,8 +324,7 @@ func testOOM(t *testing.T, node *testnode.Node) {
 	})
 	// Node allocatable leaves the system less than it uses here: the node runs out first.
 	one("oom-node", []string{"OutOfMemoryNodeOutOfMemory"}, "CONSTRAINT_NONE", func() {
-		manifest := strings.Replace(string(workloadPod("oom-node", "1", "1", "await", "/tmp/go", "3000Mi")), "resources: {requests: {cpu: 1m, memory: 1}, limits: {cpu: 1m, memory: 1}}", "resources: {}", 1)
-		apply(t, node, []byte(manifest))
+		apply(t, node, bestEffortPod("oom-node", "await", "/tmp/go", "3000Mi"))
 		trigger("oom-node", "/tmp")
 	})
 	figures(t, "oom", kills)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -20,6 +21,8 @@ const usage = `usage: workload sleep
        workload alloc SIZE       touch SIZE of anonymous memory gradually, then sleep
        workload hot SIZE         likewise, then touch it again and again
        workload cache FILE SIZE  write SIZE to FILE, read it again and again
+       workload map FILE SIZE    write SIZE to FILE, map it, look at its pages in random order again and again,
+                                 and print the time and the major faults that each pass took
        workload fill FILE SIZE   write SIZE to FILE and end
        workload await FILE SIZE  once FILE is there, as alloc
        workload later FILE SIZE  once FILE is there, as fill
@@ -86,6 +89,8 @@ func runOn(form, path string, size int) error {
 	switch form {
 	case "cache":
 		return readAgain(path, size)
+	case "map":
+		return lookUp(path, size)
 	case "fill":
 		return write(path, size)
 	case "compile": // what build runs
@@ -207,6 +212,43 @@ func readAgain(path string, size int) error {
 		if _, err := io.Copy(io.Discard, f); err != nil {
 			return errors.Join(err, f.Close())
 		}
+		time.Sleep(time.Second)
+	}
+}
+
+// lookUp is a program whose working set is a file, as that of a database.
+func lookUp(path string, size int) error {
+	if err := write(path, size); err != nil {
+		return err
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	if err := f.Sync(); err != nil { // what is dirty cannot be reclaimed
+		return err
+	}
+	data, err := syscall.Mmap(int(f.Fd()), 0, size, syscall.PROT_READ, syscall.MAP_SHARED)
+	if err != nil {
+		return err
+	}
+	if err := syscall.Madvise(data, syscall.MADV_RANDOM); err != nil { // no readahead: each miss is a fault
+		return err
+	}
+	faults := func() int64 {
+		var u syscall.Rusage
+		if err := syscall.Getrusage(syscall.RUSAGE_SELF, &u); err != nil {
+			panic(err)
+		}
+		return u.Majflt
+	}
+	sum := byte(0)
+	for pass := 0; ; pass++ {
+		start, before := time.Now(), faults()
+		for _, page := range rand.Perm(size / os.Getpagesize()) {
+			sum += data[page*os.Getpagesize()]
+		}
+		fmt.Printf("pass %d took %d ms and %d major faults (%d)\n", pass, time.Since(start).Milliseconds(), faults()-before, sum)
 		time.Sleep(time.Second)
 	}
 }

@@ -1,0 +1,231 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"fmt"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/memqos/memqos/hack/nodeagent"
+	"github.com/memqos/memqos/hack/testnode"
+)
+
+// burstablePod is a pod of one container with a request and no limit.
+func burstablePod(name, request string, args ...string) []byte {
+	return []byte(strings.Replace(string(workloadPod(name, request, request, args...)),
+		", limits: {cpu: 1m, memory: "+request+"}}", "}", 1))
+}
+
+func bestEffortPod(name string, args ...string) []byte {
+	return []byte(strings.Replace(string(workloadPod(name, "1", "1", args...)),
+		"resources: {requests: {cpu: 1m, memory: 1}, limits: {cpu: 1m, memory: 1}}", "resources: {}", 1))
+}
+
+func meminfo(t *testing.T, node *testnode.Node, field string) int64 {
+	t.Helper()
+	kib, err := strconv.ParseInt(strings.TrimSpace(sh(t, node, "sed -n 's/^"+field+": *\\([0-9]*\\) kB/\\1/p' /proc/meminfo")), 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return kib << 10
+}
+
+// underPressure is how a pod fares beside others that use up the node.
+type underPressure struct {
+	Of                       string
+	Passes                   int
+	MajorFaults              int64
+	MedianPassMs, MaxPassMs  int64
+	MemoryMin, LeastInMemory int64 // bytes; that of memory.current
+}
+
+var passLine = regexp.MustCompile(`pass \d+ took (\d+) ms and (\d+) major faults`)
+
+// squeeze: a victim looks at the pages of a file of 100 MiB; then one neighbour takes
+// all but 350 MiB of the node, and another one reads files again and again. What is
+// told is what the victim met from then on.
+func squeeze(t *testing.T, node *testnode.Node, of string, plot *series) underPressure {
+	t.Helper()
+	const file, room, d = 100 << 20, 350 << 20, 90 * time.Second
+	victim := burstablePod("victim", "128Mi", "map", "/tmp/data", "100Mi")
+	apply(t, node, victim)
+	log := func() [][]string {
+		return passLine.FindAllStringSubmatch(sh(t, node, "cat /var/log/pods/default_victim_*/app/*.log"), -1)
+	}
+	eventually(t, "the victim has its working set", func() error {
+		if n := len(log()); n < 3 {
+			return fmt.Errorf("it has made %d passes", n)
+		}
+		return nil
+	})
+	hog := bestEffortPod("hog", "alloc", fmt.Sprint((meminfo(t, node, "MemAvailable")-room)>>20<<20))
+	apply(t, node, hog)
+	eventually(t, "the hog has what it wants", func() error {
+		if n := meminfo(t, node, "MemAvailable"); n > room+(20<<20) {
+			return fmt.Errorf("%d bytes are available", n)
+		}
+		return nil
+	})
+	reader := bestEffortPod("reader", "cache", "/tmp/data", "800Mi")
+	apply(t, node, reader)
+	eventually(t, "the reader reads", func() error {
+		if !strings.Contains(sh(t, node, "cat /var/log/pods/default_reader_*/app/*.log"), "wrote") {
+			return fmt.Errorf("it still writes its file")
+		}
+		return nil
+	})
+	dir := "/sys/fs/cgroup/" + cgroupOf(t, node, containerID(t, node, "default/victim"))
+	number := func(script string) int64 {
+		n, err := strconv.ParseInt(strings.TrimSpace(sh(t, node, "cd "+dir+"; "+script)), 10, 64)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	u := underPressure{Of: of, MemoryMin: number("cat memory.min"), LeastInMemory: file}
+	const majorFaults = "sed -n 's/^pgmajfault //p' memory.stat"
+	first, before, begin := len(log()), number(majorFaults), time.Now()
+	for time.Since(begin) < d {
+		u.LeastInMemory = min(u.LeastInMemory, number("cat memory.current"))
+		time.Sleep(3 * time.Second)
+	}
+	u.MajorFaults = number(majorFaults) - before
+	var took []int64
+	for i, pass := range log()[first:] {
+		ms, _ := strconv.ParseInt(pass[1], 10, 64)
+		faults, _ := strconv.ParseFloat(pass[2], 64)
+		took = append(took, ms)
+		plot.add(of, float64(i), faults)
+	}
+	if u.Passes = len(took); u.Passes > 0 {
+		slices.Sort(took)
+		u.MedianPassMs, u.MaxPassMs = took[len(took)/2], took[len(took)-1]
+	}
+	for _, manifest := range [][]byte{reader, hog, victim} {
+		if err := node.Delete(t.Context(), manifest); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return u
+}
+
+// The program whose request is its working set keeps it, whatever the neighbours do: with
+// memqos as with the kubelet's own MemoryQoS, and not without.
+func TestSafetyProtection(t *testing.T) {
+	t.Parallel()
+	noEviction := map[string]any{"evictionHard": map[string]any{"memory.available": "1Mi"}}
+	plot := newSeries("Major faults of a program beside two that use up the node", "pass over its 100 MiB", "major faults")
+	node := bareNode(t, testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd", KubeletConfig: noEviction})
+	without := squeeze(t, node, "without", plot)
+	installAgent(t, node, "")
+	with := squeeze(t, node, "memqos", plot)
+	if err := node.Stop(); err != nil {
+		t.Fatal(err)
+	}
+	gateOn := bareNode(t, testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd", KubeletConfig: noEviction, FeatureGates: map[string]bool{"MemoryQoS": true}})
+	kubelet := squeeze(t, gateOn, "kubelet, gate on", plot)
+	plot.save(t, "protection")
+	figures(t, "protection", []underPressure{without, with, kubelet})
+	if without.MajorFaults < 1000 {
+		t.Errorf("%d major faults without protection: there was no pressure", without.MajorFaults)
+	}
+	if with.Passes == 0 || with.MajorFaults*10 > without.MajorFaults {
+		t.Errorf("%d major faults in %d passes with memqos, %d without", with.MajorFaults, with.Passes, without.MajorFaults)
+	}
+}
+
+// railed is how the system's own services fare beside a pod whose request is all of
+// the node.
+type railed struct {
+	SystemReserve  string
+	KubepodsMin    int64   // bytes
+	Answered, Of   int     // probes, of a program that the system starts
+	MedianProbeMs  int64   // of those
+	SystemMajor    int64   // major faults of system.slice meanwhile
+	SystemFile     int64   // bytes of files that system.slice has in memory at the end
+	OOMKills       float64 // of the node
+	ReaderRequests int64   // bytes that the pod has in memory at the end
+}
+
+// A pod whose request is as good as all of the node reads files up to it. The system's
+// services keep what they need if the rail holds kubepods' protection below.
+func TestSafetyRail(t *testing.T) {
+	t.Parallel()
+	node := bareNode(t, testnode.Options{
+		Kubernetes: "1.27.4", CgroupDriver: "systemd", MemoryMiB: 1536,
+		KubeletConfig: map[string]any{"evictionHard": map[string]any{"memory.available": "1Mi"}},
+	})
+	config := func(reserve string) string { return safetyConfig + "rails: {systemReserve: " + reserve + "}\n" }
+	agent, err := nodeagent.Install(t.Context(), node, root, config("512Mi"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	start(t, agent)
+	total := meminfo(t, node, "MemTotal")
+	pod := burstablePod("everything", fmt.Sprint((total-(24<<20))>>20<<20), "cache", "/tmp/data", fmt.Sprint((total-(64<<20))>>20<<20))
+	apply(t, node, pod)
+	var all []railed
+	for _, reserve := range []string{"512Mi", "100Mi", "0"} {
+		if err := agent.Configure(t.Context(), config(reserve)); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(60 * time.Second) // it looks every 2 s, and the pod reads meanwhile
+		r := railed{SystemReserve: reserve}
+		state := func() (major, file, minimum, pod int64, kills float64) {
+			out, err := probe(t, node, 2*time.Minute, `
+				sed -n 's/^pgmajfault //p' /sys/fs/cgroup/system.slice/memory.stat
+				sed -n 's/^file //p' /sys/fs/cgroup/system.slice/memory.stat
+				cat /sys/fs/cgroup/kubepods.slice/memory.min /sys/fs/cgroup/kubepods.slice/memory.current
+				sed -n 's/^oom_kill //p' /proc/vmstat`)
+			if err == nil {
+				_, err = fmt.Sscan(out, &major, &file, &minimum, &pod, &kills)
+			}
+			if err != nil {
+				t.Logf("reserve %s: the node does not answer in 2 minutes: %v", reserve, err)
+			}
+			return major, file, minimum, pod, kills
+		}
+		majorBefore, _, minimum, _, killsBefore := state()
+		r.KubepodsMin = minimum
+		var took []int64
+		for range 15 {
+			r.Of++
+			begin := time.Now()
+			if _, err := probe(t, node, 20*time.Second, "systemctl is-active containerd && ctr version"); err != nil {
+				t.Logf("reserve %s: probe %d: %v", reserve, r.Of, err)
+				continue
+			}
+			r.Answered++
+			took = append(took, time.Since(begin).Milliseconds())
+			time.Sleep(2 * time.Second)
+		}
+		if slices.Sort(took); len(took) > 0 {
+			r.MedianProbeMs = took[len(took)/2]
+		}
+		major, file, _, use, kills := state()
+		r.SystemMajor, r.SystemFile, r.ReaderRequests, r.OOMKills = major-majorBefore, file, use, kills-killsBefore
+		all = append(all, r)
+		t.Logf("%+v", r)
+	}
+	figures(t, "rail", all)
+	if all[0].Answered != all[0].Of || all[0].OOMKills != 0 {
+		t.Errorf("with a reserve of 512Mi the system does not live: %+v", all[0])
+	}
+	if all[2].SystemMajor <= all[0].SystemMajor {
+		t.Errorf("%d major faults of the system without the rail, %d with: it did not bind", all[2].SystemMajor, all[0].SystemMajor)
+	}
+}
+
+// probe runs a script that may never end on a node that has no memory.
+func probe(t *testing.T, node *testnode.Node, within time.Duration, script string) (string, error) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), within)
+	defer cancel()
+	return node.Run(ctx, "sh", "-c", script)
+}
