@@ -31,23 +31,7 @@ func throttled(request, limit int64, factor float64) int64 {
 	return int64(float64(request)+float64(limit-request)*factor) / 4096 * 4096
 }
 
-func stallPod(name string) []byte {
-	return fmt.Appendf(nil, `
-apiVersion: v1
-kind: Pod
-metadata: {name: %s, namespace: default}
-spec:
-  restartPolicy: Never
-  terminationGracePeriodSeconds: 1
-  hostNetwork: true
-  containers:
-  - name: app
-    image: docker.io/memqos/workload:test
-    imagePullPolicy: Never
-    args: [alloc, 300Mi]
-    resources: {requests: {memory: 16Mi}, limits: {memory: 400Mi}}
-`, name)
-}
+func stallPod(name string) []byte { return workloadPod(name, "16Mi", "400Mi", "alloc", "300Mi") }
 
 // growth is what the kernel shows of a growing container.
 type growth struct {
@@ -116,11 +100,16 @@ func TestStall(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(time.Minute)
-		after, err := readGrowth(t, node, cgroup)
-		if err != nil {
-			t.Fatal(err)
+		plot := newSeries("Under a kubelet with the gate on: growth of a program past its memory.high of 150.4 MiB", "seconds since it reached memory.high", "MiB in use")
+		var after growth
+		for begin := time.Now(); time.Since(begin) < time.Minute; time.Sleep(2 * time.Second) {
+			if after, err = readGrowth(t, node, cgroup); err != nil {
+				t.Fatal(err)
+			}
+			plot.add("in use", time.Since(begin).Seconds(), float64(after.usage)/(1<<20))
+			plot.add("memory.high", time.Since(begin).Seconds(), float64(after.high)/(1<<20))
 		}
+		plot.save(t, "stall-kubelet")
 		t.Logf("in 60 s at a memory.high of %d: from %d to %d bytes, %d high events, full pressure for %.1f s, %d pages scanned",
 			after.high, before.usage, after.usage, after.events-before.events, float64(after.fullUs-before.fullUs)/1e6, after.scanned-before.scanned)
 		if after.high != stallHigh {
