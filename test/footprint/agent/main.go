@@ -59,6 +59,6 @@ func run(kubeconfig, node, configuration, tree string) error {
 	if err != nil {
 		return err
 	}
-	debug.SetGCPercent(50) // as cmd/memqos does
+	debug.SetGCPercent(25) // as cmd/memqos does
 	return mgr.Start(ctrl.SetupSignalHandler())
 }
