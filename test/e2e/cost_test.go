@@ -65,7 +65,7 @@ cgroupDriver: cgroupfs
 			took, used := time.Since(began), cpuOf(t, node)-used
 			passes, writes = metric(t, agent, "memqos_full_passes_total", nil)-passes, metric(t, agent, "memqos_writes_total", nil)-writes
 			t.Logf("idle: %v of processor time in %v, %.2f %% of the emulated core; %v full passes, the last took %.3f s",
-				used, took.Round(time.Second), 100*float64(used)/float64(took), passes, metric(t, agent, "memqos_full_pass_duration_seconds", nil))
+				used, took.Round(time.Second), 100*float64(used)/float64(took), passes, metric(t, agent, "memqos_last_full_pass_duration_seconds", nil))
 			if passes == 0 || writes != 0 {
 				t.Errorf("%v full passes and %v writes while nothing happens, want some and 0", passes, writes)
 			}

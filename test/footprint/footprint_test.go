@@ -93,7 +93,7 @@ bundlePaths: ["`+dir+`/bundles/<id>/config.json"]
 			t.Logf("agent: RSS %.1f MiB, anonymous %.1f MiB; idle %s", mib(rss), mib(anonymous), share(used))
 			t.Logf("floor: RSS %.1f MiB, anonymous %.1f MiB; idle %s", mib(floorRSS), mib(floorAnonymous), share(floorUsed))
 			t.Logf("agent / floor: RSS %.2f", float64(rss)/float64(floorRSS))
-			for _, m := range []string{"memqos_watched_cgroups", "memqos_unwatched_cgroups", "memqos_full_pass_duration_seconds", "memqos_cgroups{", "memqos_writes_total{"} {
+			for _, m := range []string{"memqos_watched_cgroups", "memqos_unwatched_cgroups", "memqos_last_full_pass_duration_seconds", "memqos_cgroups{", "memqos_writes_total{"} {
 				t.Logf("%s", lines(t, "http://"+metricsAddress+"/metrics", m))
 			}
 			during := map[string]int{}
