@@ -69,8 +69,8 @@ cgroupDriver: cgroupfs
 			if passes == 0 || writes != 0 {
 				t.Errorf("%v full passes and %v writes while nothing happens, want some and 0", passes, writes)
 			}
-			rss, anonymous := memoryOf(t, node)
-			t.Logf("RSS %.1f MiB, anonymous %.1f MiB", float64(rss)/1024, float64(anonymous)/1024)
+			rss, anonymous, huge := memoryOf(t, node)
+			t.Logf("RSS %.1f MiB, anonymous %.1f MiB, %.1f of it huge pages", float64(rss)/1024, float64(anonymous)/1024, float64(huge)/1024)
 			if anonymous > size.anonymous {
 				t.Errorf("anonymous memory is %d KiB, want at most %d", anonymous, size.anonymous)
 			}
@@ -166,11 +166,11 @@ func cpuOf(t *testing.T, node *testnode.Node) time.Duration {
 const mainPID = "$(systemctl show --property=MainPID --value memqos)"
 
 // memoryOf is what is resident of the agent, in KiB.
-func memoryOf(t *testing.T, node *testnode.Node) (rss, anonymous int64) {
+func memoryOf(t *testing.T, node *testnode.Node) (rss, anonymous, huge int64) {
 	t.Helper()
 	out := sh(t, node, "cat /proc/"+mainPID+"/smaps_rollup")
 	for line := range strings.Lines(out) {
-		for name, to := range map[string]*int64{"Rss:": &rss, "Anonymous:": &anonymous} {
+		for name, to := range map[string]*int64{"Rss:": &rss, "Anonymous:": &anonymous, "AnonHugePages:": &huge} {
 			if rest, ok := strings.CutPrefix(line, name); ok {
 				if _, err := fmt.Sscanf(rest, "%d kB", to); err != nil {
 					t.Fatal(err)
@@ -181,7 +181,7 @@ func memoryOf(t *testing.T, node *testnode.Node) (rss, anonymous int64) {
 	if anonymous == 0 {
 		t.Fatalf("cannot be read: %s", out)
 	}
-	return rss, anonymous
+	return rss, anonymous, huge
 }
 
 // callsOfRepairs overwrites memory.high in cgroups, one after the other, and says how
