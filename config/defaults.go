@@ -43,7 +43,7 @@ func SetDefaults(c *MemoryQoSConfiguration) {
 		c.Rails.SystemReserve = resource.NewQuantity(100<<20, resource.BinarySI)
 	}
 	if c.Rails.ReclaimMargin == nil {
-		c.Rails.ReclaimMargin = new(0.0)
+		c.Rails.ReclaimMargin = new(0.01)
 	}
 	if c.RestoreOnExit == "" {
 		c.RestoreOnExit = RestoreAuto

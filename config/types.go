@@ -218,7 +218,7 @@ type Rails struct {
 	// leaves unprotected, from 0 up to, not including, 1; above 0 at least 2Mi.
 	// Where memory.min is memory.max, as in Guaranteed pods, the page cache of a
 	// container cannot be reclaimed for its pod, which is killed for it
-	// (kubernetes#126485). Default: 0, the kubelet's behaviour.
+	// (kubernetes#126485). Default: 0.01. 0 is the kubelet's behaviour.
 	ReclaimMargin *float64 `json:"reclaimMargin,omitempty"`
 }
 

@@ -29,6 +29,7 @@ func policyReserving(t *testing.T, version string, reserve config.MemoryReservat
 	if errs := config.Validate(c); len(errs) > 0 {
 		t.Fatal(errs.ToAggregate())
 	}
+	c.Rails.ReclaimMargin = new(0.0) // as a kubelet
 	return NewPolicy(c, node)
 }
 

@@ -233,9 +233,11 @@ func planTable(plan *qos.Plan) table {
 }
 
 // why is the reason that tells most of a cgroup: that of memory.high at a
-// container, else that of the file which protects.
+// container, else that of the file which protects; and of a rail that binds.
 func why(c *qos.Cgroup) string {
 	switch {
+	case c.Level == qos.LevelContainer && slices.Contains(c.Rails, qos.ReclaimMargin):
+		return c.Reason[memory.High] + "; memory.min: " + c.Reason[memory.Min]
 	case c.Level == qos.LevelContainer, c.Values[memory.High] != memory.Unlimited && has(c.Values, memory.High):
 		return c.Reason[memory.High]
 	case c.Values[memory.Min] == 0 && c.Values[memory.Low] > 0:

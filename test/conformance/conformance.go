@@ -86,6 +86,9 @@ func (r Record) Resized(i int) Record {
 	return r
 }
 
+// Parity is the configuration without the rails, which keep less than a kubelet does.
+const Parity = "parity.yaml"
+
 // MinPods is how many pods with a cgroup a record has at least.
 const MinPods = 40
 
@@ -146,7 +149,7 @@ func (r Record) Plan(ctx context.Context) (Snapshot, error) {
 	}
 	in = append(in, string(random))
 	cmd := exec.CommandContext(ctx, "go", append([]string{
-		"run", "./cmd/memqos", "plan", "-f", "-", "-o", "json", "--page-size", "4096", "--node-allocatable-memory", r.Cgroups["kubepods"]["memory.max"],
+		"run", "./cmd/memqos", "plan", "-f", "-", "-o", "json", "--config", filepath.Join(Dir(), Parity), "--page-size", "4096", "--node-allocatable-memory", r.Cgroups["kubepods"]["memory.max"],
 	}, r.PlanFlags...)...)
 	cmd.Dir = filepath.Join(Dir(), "..", "..", "..")
 	cmd.Stdin = strings.NewReader(strings.Join(in, "\n---\n"))

@@ -108,6 +108,7 @@ func installAgent(t *testing.T, node *testnode.Node, extra string) *nodeagent.Ag
 apiVersion: memqos.io/v1alpha1
 kind: MemoryQoSConfiguration
 resyncPeriod: 15s
+rails: {systemReserve: 0, reclaimMargin: 0} # as a kubelet
 logging: {verbosity: 2}
 `+extra)
 	if err != nil {
