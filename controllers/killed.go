@@ -162,33 +162,61 @@ func (t *tally) read(tree *cgroup.Tree, dir string, now time.Time) {
 func (k *kills) explain(ctx context.Context, site *site, now time.Time) (more bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	// Containers first: a kill that their counters show is told, and with that the
-	// pod's, whose counters include it.
-	for _, pods := range []bool{false, true} {
-		for dir, t := range k.tallies {
-			switch {
-			case t.killedAt.IsZero(), t.request.Name == "", (t.container == "") != pods:
-			case now.Sub(t.killedAt) < settle:
-				more = true
-			case pods:
-				more = k.explainGone(ctx, site, dir, t, now) || more
-			default:
-				k.tell(ctx, site, dir, t, nil)
-			}
+	// What one OOM killer took, of a pod or of several, is told at once, by the same
+	// counters: those noticed a moment later too.
+	var containers []string
+	settled := false
+	for dir, t := range k.tallies {
+		if t.container != "" && !t.killedAt.IsZero() {
+			containers = append(containers, dir)
+			settled = settled || now.Sub(t.killedAt) >= settle
+		}
+	}
+	if more = len(containers) > 0 && !settled; settled {
+		for _, dir := range containers {
+			k.tell(ctx, site, dir, k.tallies[dir], nil)
+		}
+		for _, dir := range containers {
+			k.told(site, dir)
+		}
+	}
+	// The pods' counters include what was told: what is left went with its cgroup.
+	for dir, t := range k.tallies {
+		switch {
+		case t.killedAt.IsZero(), t.request.Name == "", t.container != "":
+		case now.Sub(t.killedAt) < settle:
+			more = true
+		default:
+			more = k.explainGone(ctx, site, dir, t, now) || more
 		}
 	}
 	return more
 }
 
-// tell explains one kill. status is the container's if its counters are gone.
-func (k *kills) tell(ctx context.Context, site *site, dir string, t *tally, status *corev1.ContainerStatus) {
-	podDir := dir
-	if t.container != "" {
-		podDir = path.Dir(dir)
-		if path.Base(dir) == cgroup.CrunChild {
-			podDir = path.Dir(podDir)
+// podOf is the pod's cgroup that a tally's is, or is beneath.
+func (t *tally) podOf(dir string) string {
+	if t.container == "" {
+		return dir
+	}
+	if path.Base(dir) == cgroup.CrunChild {
+		dir = path.Dir(dir)
+	}
+	return path.Dir(dir)
+}
+
+// told counts anew from here, in a cgroup and above it.
+func (k *kills) told(site *site, dir string) {
+	pod := k.tallies[dir].podOf(dir)
+	for _, d := range []string{dir, pod, path.Dir(pod), site.tree.Layout.Root} {
+		if t := k.tallies[d]; t != nil {
+			t.base, t.killedAt = t.recent, time.Time{}
 		}
 	}
+}
+
+// tell explains one kill. status is the container's if its counters are gone.
+func (k *kills) tell(ctx context.Context, site *site, dir string, t *tally, status *corev1.ContainerStatus) {
+	podDir := t.podOf(dir)
 	above := path.Dir(podDir)
 	o := oom.Observation{Usage: t.usage, Values: t.values, Status: status}
 	if status == nil {
@@ -211,11 +239,6 @@ func (k *kills) tell(ctx context.Context, site *site, dir string, t *tally, stat
 		o.QOS, o.QOSMax = rise(above)
 	}
 	o.Kubepods, o.KubepodsMax = rise(site.tree.Layout.Root)
-	for _, d := range []string{dir, podDir, above, site.tree.Layout.Root} {
-		if a := k.tallies[d]; a != nil {
-			a.base, a.killedAt = a.recent, time.Time{}
-		}
-	}
 	v, ok := oom.Explain(o)
 	if !ok {
 		return
@@ -254,6 +277,7 @@ func (k *kills) explainGone(ctx context.Context, site *site, dir string, t *tall
 				}
 			}
 			k.tell(ctx, site, dir, t, s)
+			k.told(site, dir)
 			return false
 		}
 	}

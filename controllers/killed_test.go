@@ -99,6 +99,45 @@ func TestKills(t *testing.T) {
 	})
 }
 
+// Two containers of a pod that memory.oom.group has killed together, the second noticed
+// a moment after the first.
+func TestGroupKill(t *testing.T) {
+	idSecond := strings.Repeat("5", 64)
+	second := podDir + "/" + idSecond
+	p := burstable("p", "64Mi", "128Mi")
+	p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "second"})
+	p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{Name: "second", ContainerID: "containerd://" + idSecond})
+	w := &killWorld{newWorld(t, podTree+"\n"+second, p)}
+	all := []string{"kubepods", "kubepods/burstable", podDir, podDir + "/" + idApp, second}
+	for _, dir := range all {
+		w.events(dir, 0, 0, 0)
+	}
+	w.mustReconcilePod("p")
+	w.reconcileNode()
+	k, site := w.pod.kills, w.surveyor.site.Load()
+	now := time.Now()
+	w.events(podDir+"/"+idApp, 0, 0, 1)
+	w.events(podDir, 1, 1, 2)
+	cgrouptest.Write(t, filepath.Join(w.dir, podDir, "memory.events.local"), "low 0\nhigh 0\nmax 0\noom 1\noom_kill 0\noom_group_kill 1")
+	w.events("kubepods", 0, 1, 2)
+	for _, dir := range []string{podDir + "/" + idApp, podDir, "kubepods"} {
+		k.counted(dir)
+	}
+	k.count(site.tree, now)
+	w.events(second, 0, 0, 1)
+	k.counted(second)
+	k.count(site.tree, now.Add(settle/2))
+	k.explain(w.Context(), site, now.Add(settle))
+	got := w.announced()
+	if len(got) != 2 || !strings.Contains(got[0], "OutOfMemoryGroupKill") || !strings.Contains(got[1], "OutOfMemoryGroupKill") {
+		t.Errorf("announced %q, want two OutOfMemoryGroupKill", got)
+	}
+	k.explain(w.Context(), site, now.Add(3*settle))
+	if got := w.announced(); len(got) != 0 {
+		t.Errorf("announced again: %q", got)
+	}
+}
+
 // The counters went with the cgroup before they were read: the pod's have kept the
 // kill, and its status says whose it was.
 func TestKillOfAContainerThatIsGone(t *testing.T) {

@@ -94,12 +94,12 @@ spec:
 `, name, strings.Join(args, ", "), request, limit)
 }
 
-// writable are all files memory.* of all cgroups at and beneath kubepods that can be
-// written and read.
+// writable are all files memory.* of all cgroups at and beneath kubepods that are
+// settings: they can be written and read.
 func writable(t *testing.T, node *testnode.Node) map[string]string {
 	t.Helper()
 	all := map[string]string{}
-	out := sh(t, node, `cd /sys/fs/cgroup; find kubepods* -name 'memory.*' -perm -u+rw -exec grep -H . {} +`)
+	out := sh(t, node, `cd /sys/fs/cgroup; find kubepods* -name 'memory.*' ! -name memory.pressure -perm -u+rw -exec grep -H . {} +`)
 	for line := range strings.Lines(out) {
 		if file, value, ok := strings.Cut(strings.TrimSpace(line), ":"); ok {
 			all[file] = value
@@ -327,7 +327,8 @@ func testOOM(t *testing.T, node *testnode.Node) {
 	})
 	// Node allocatable leaves the system less than it uses here: the node runs out first.
 	one("oom-node", []string{"OutOfMemoryNodeOutOfMemory"}, "CONSTRAINT_NONE", func() {
-		apply(t, node, bestEffortPod("oom-node", "await", "/tmp/go", "3000Mi"))
+		manifest := strings.Replace(string(bestEffortPod("oom-node", "await", "/tmp/go", "3000Mi")), "namespace: default", `namespace: default, annotations: {"memqos.io/memory-high": disabled}`, 1)
+		apply(t, node, []byte(manifest))
 		trigger("oom-node", "/tmp")
 	})
 	figures(t, "oom", kills)
