@@ -323,8 +323,8 @@ func (k *kubeletFeature) prune(tree *cgroup.Tree) {
 }
 
 // giveBack writes what a kubelet had written back over what memqos wrote, once it
-// has stood down. A kernel default is no kubelet's value: it stays memqos's, until
-// the kubelet writes or the cgroup ends.
+// has stood down. A kernel default is no kubelet's value: there, what memqos wrote
+// stays, and passes for the kubelet's from here on.
 func (k *kubeletFeature) giveBack(tree *cgroup.Tree) error {
 	var errs []error
 	var done []ledger.Key

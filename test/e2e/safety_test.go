@@ -198,7 +198,8 @@ func testPageCache(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, co
 	start(t, agent)
 	for _, left := range []int64{0, 256 << 10, 512 << 10, 1 << 20, 2 << 20} {
 		once(fmt.Sprintf("by hand, memory.max less %d", left), `"memqos.io/keep": memory.min`, func(dir string) {
-			sh(t, node, fmt.Sprintf("echo %d > %s/memory.min; echo %d > %s/memory.min", limit, path.Dir(dir), limit-left, dir))
+			// A page more than the pod requests: to the byte it would pass for a kubelet's.
+			sh(t, node, fmt.Sprintf("echo %d > %s/memory.min; echo %d > %s/memory.min", limit+4096, path.Dir(dir), limit-left, dir))
 		})
 	}
 	once("memqos", "", func(string) {})
