@@ -6,7 +6,8 @@ SHELL := /bin/bash -eu -o pipefail
 CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/memqos
 GOLANGCI_LINT_VERSION := v2.15.0
 GOLANGCI_LINT := $(CACHE)/tools/golangci-lint-$(GOLANGCI_LINT_VERSION)/golangci-lint
-PROMTOOL := $(CACHE)/tools/promtool/promtool
+PROMTOOL := $(CACHE)/tools/prometheus/promtool
+PROMETHEUS := $(CACHE)/tools/prometheus/prometheus
 
 VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo devel)
 REVISION ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
@@ -42,6 +43,10 @@ chart: $(HELM) $(PROMTOOL) ## Test the Helm chart, its alerts included
 	HELM=$(HELM) PROMTOOL=$(PROMTOOL) go test -tags chart ./test/chart
 	$(PROMTOOL) check rules deploy/helm/memqos/files/alerts.yaml
 	$(PROMTOOL) test rules test/chart/testdata/alerts_test.yaml
+
+.PHONY: prometheus
+prometheus: $(PROMETHEUS) ## Have a real Prometheus scrape real agents: dashboards' queries, alerts; MEMQOS_IMAGES=DIR draws
+	PROMETHEUS=$(PROMETHEUS) go test -tags e2e -count=1 -timeout 15m -v -run TestPrometheus ./test/footprint
 
 .PHONY: node
 node: ## Fill the cache with what a test node needs: kernel, image, Kubernetes
@@ -83,8 +88,9 @@ e2e-safety: ## Run the experiments of docs/safety.md at length, into _artifacts/
 	MEMQOS_SAFETY=1 go test -tags e2e -count=1 -timeout 60m -parallel 1 -v -run '$(or $(RUN),TestSafety)' ./test/e2e
 
 .PHONY: plots
-plots: ## Draw docs/safety/*.svg from the CSV beside them
-	go run ./hack/plot docs/safety/*.csv
+plots: ## Draw docs/safety/*.svg and docs/images/*.svg from the CSV and the terminals' text beside them
+	go run ./hack/term/cmd/term docs/images/*.txt
+	shopt -s nullglob; go run ./hack/plot/cmd/plot docs/safety/*.csv
 
 .PHONY: footprint
 footprint: ## Measure the agent's memory, idle time, requests and system calls, for MEMQOS_IDLE (5m)
@@ -123,11 +129,11 @@ fmt: $(GOLANGCI_LINT) ## Format
 	$(GOLANGCI_LINT) fmt
 
 # Out of Debian's package, which installed would start a server.
-$(PROMTOOL):
-	@echo "fetching promtool"
+$(PROMTOOL) $(PROMETHEUS) &:
+	@echo "fetching prometheus and promtool"
 	mkdir -p $(@D)
 	cd $(@D) && (apt-get download -qq prometheus || (apt-get update -qq && apt-get download -qq prometheus))
-	cd $(@D) && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool && rm prometheus_*.deb
+	cd $(@D) && dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool ./usr/bin/prometheus && rm prometheus_*.deb
 
 $(GOLANGCI_LINT):
 	@echo "building golangci-lint $(GOLANGCI_LINT_VERSION) (a minute or two)"
