@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"reflect"
 	"regexp"
@@ -328,5 +329,50 @@ func TestActionsArePinned(t *testing.T) {
 	}
 	if n == 0 {
 		t.Error("no action found")
+	}
+}
+
+// What krew gets of a release has its version and digests and no placeholder, and the
+// archives' names are those that goreleaser gives.
+func TestKrew(t *testing.T) {
+	const amd, arm = "1111111111111111111111111111111111111111111111111111111111111111", "2222222222222222222222222222222222222222222222222222222222222222"
+	sums := filepath.Join(t.TempDir(), "SHA256SUMS")
+	write := func(text string) {
+		if err := os.WriteFile(sums, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(amd + "  memqos_linux_amd64.tar.gz\n" + arm + "  memqos_linux_arm64.tar.gz\n")
+	out, err := exec.Command("../../hack/krew.sh", "v1.2.3", sums).Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var plugin struct {
+		Spec struct {
+			Version   string
+			Platforms []struct{ URI, SHA256 string }
+		}
+	}
+	if err := yaml.Unmarshal(out, &plugin); err != nil {
+		t.Fatal(err)
+	}
+	const from = "https://github.com/memqos/memqos/releases/download/v1.2.3/memqos_linux_"
+	got := fmt.Sprint(plugin.Spec.Version, plugin.Spec.Platforms)
+	if want := fmt.Sprint("v1.2.3", []struct{ URI, SHA256 string }{{from + "amd64.tar.gz", amd}, {from + "arm64.tar.gz", arm}}); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	if left := regexp.MustCompile(`0{64}|v0\.0\.0`).Find(out); left != nil {
+		t.Errorf("%s is left", left)
+	}
+	config, err := os.ReadFile("../../.goreleaser.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := `name_template: "{{ .ProjectName }}_{{ .Os }}_{{ .Arch }}"`; !bytes.Contains(config, []byte(want)) {
+		t.Errorf(".goreleaser.yaml lacks %s", want)
+	}
+	write(amd + "  memqos_linux_amd64.tar.gz\n")
+	if out, err := exec.Command("../../hack/krew.sh", "v1.2.3", sums).Output(); err == nil || len(out) > 0 {
+		t.Errorf("a digest is missing: %v, %q", err, out)
 	}
 }
