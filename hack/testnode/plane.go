@@ -63,6 +63,13 @@ func (p *ControlPlane) Kubeconfig(user string, groups ...string) ([]byte, error)
 // AuditLog is the path of the API server's audit log, of level Metadata.
 func (p *ControlPlane) AuditLog() string { return p.plane.path("audit.log") }
 
+// APIServerPID is the process id of the API server that was started last.
+func (p *ControlPlane) APIServerPID() int {
+	p.plane.mu.Lock()
+	defer p.plane.mu.Unlock()
+	return p.plane.apiServer.cmd.Process.Pid
+}
+
 // SetAPIServer stops the API server, or starts it again on the same port.
 func (p *ControlPlane) SetAPIServer(ctx context.Context, up bool) error {
 	return p.plane.setAPIServer(ctx, up)

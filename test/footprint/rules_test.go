@@ -41,7 +41,7 @@ type lacks struct {
 // says is lost by it; with all of them the API server refuses nothing.
 func TestRules(t *testing.T) {
 	binary := build(t, "agent")
-	plane, dir := startPlane(t)
+	plane, dir := startPlane(t, "1.27.4")
 	clients, err := kubernetes.NewForConfig(plane.RESTConfig())
 	if err != nil {
 		t.Fatal(err)
