@@ -87,7 +87,10 @@ func (v view) status(node string, allocatable int64, pods []corev1.Pod, wanted f
 		}
 		l, err := v.locate(pod)
 		if err != nil {
-			return nil, fmt.Errorf("find the cgroups of pod %s/%s: %w", pod.Namespace, pod.Name, err)
+			// One pod whose annotations name no cgroup must not hide the node's others.
+			c := l.cgroups[0]
+			st.Cgroups = append(st.Cgroups, status.Cgroup{Level: c.Level, QOSClass: c.QOSClass, Namespace: c.Namespace, Pod: c.Pod, UID: c.UID, Verdict: status.Unknown})
+			continue
 		}
 		ended := endedContainers(pod)
 		for _, c := range l.cgroups {
