@@ -51,6 +51,10 @@ cgroupRoot: /kubelet
 cgroupDriver: cgroupfs
 resyncPeriod: 1m
 metricsBindAddress: 127.0.0.1:1
+containerMetrics: true
+metricsSecure: true
+metricsCertDir: /tls
+pprofBindAddress: 127.0.0.1:2
 healthzBindAddress: "0"
 logging: {format: text, verbosity: 4}
 `))
@@ -93,6 +97,10 @@ kubeletConfigFile: /var/lib/kubelet/config.yaml
 stateDir: /var/memqos
 resyncPeriod: 1m
 metricsBindAddress: 127.0.0.1:1
+containerMetrics: true
+metricsSecure: true
+metricsCertDir: /tls
+pprofBindAddress: 127.0.0.1:2
 healthzBindAddress: "0"
 logging: {format: text, verbosity: 4}
 `
@@ -197,6 +205,11 @@ func TestDecodeErrors(t *testing.T) {
 		{"driver", header + "cgroupDriver: openrc\n", `cgroupDriver: Unsupported value: "openrc"`},
 		{"resync", header + "resyncPeriod: 10ms\n", "resyncPeriod: Invalid value"},
 		{"address", header + "metricsBindAddress: nowhere\n", "metricsBindAddress: Invalid value"},
+		{"certificates without TLS", header + "metricsCertDir: /tls\n", "metricsCertDir: Invalid value: \"/tls\": is used with metricsSecure alone"},
+		{"certificates by a relative path", header + "metricsSecure: true\nmetricsCertDir: tls\n", "metricsCertDir: Invalid value"},
+		{"profiles for the network", header + "pprofBindAddress: :9813\n", "pprofBindAddress: Invalid value: \":9813\": must be a loopback address"},
+		{"profiles by name", header + "pprofBindAddress: localhost:9813\n", "pprofBindAddress: Invalid value"},
+		{"profiles without port", header + "pprofBindAddress: 127.0.0.1\n", "pprofBindAddress: Invalid value"},
 		{"port", header + "healthzBindAddress: \":99999\"\n", "healthzBindAddress: Invalid value"},
 		{"log format", header + "logging: {format: xml}\n", "logging.format: Unsupported value"},
 		{"verbosity", header + "logging: {verbosity: 11}\n", "logging.verbosity: Invalid value"},

@@ -60,6 +60,9 @@ func SetDefaults(c *MemoryQoSConfiguration) {
 	if c.MetricsBindAddress == "" {
 		c.MetricsBindAddress = ":9810"
 	}
+	if c.PprofBindAddress == "" {
+		c.PprofBindAddress = "0"
+	}
 	if c.HealthzBindAddress == "" {
 		c.HealthzBindAddress = ":9811"
 	}

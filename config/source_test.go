@@ -181,15 +181,18 @@ func TestValidateUpdate(t *testing.T) {
 	running := decode("")
 	for _, text := range []string{
 		"featureGates: {MemoryQoS: false}", "cgroupRoot: /kubelet", "cgroupDriver: systemd", "stateDir: /x",
-		"metricsBindAddress: :1", "healthzBindAddress: :1", "statusBindAddress: :1", "logging: {format: text}", "logging: {verbosity: 4}", "restoreOnExit: Keep", "bundlePaths: []",
+		"metricsBindAddress: :1", "healthzBindAddress: :1", "pprofBindAddress: 127.0.0.1:1", "metricsSecure: true", "statusBindAddress: :1", "logging: {format: text}", "logging: {verbosity: 4}", "restoreOnExit: Keep", "bundlePaths: []",
 	} {
 		field, _, _ := strings.Cut(text, ":")
 		if errs := ValidateUpdate(running, decode(text)); len(errs) != 1 || errs[0].Field != field || !strings.Contains(errs[0].Error(), "restart the agent") {
 			t.Errorf("%s: got %v, want one error of %s", text, errs, field)
 		}
 	}
+	if errs := ValidateUpdate(decode("metricsSecure: true"), decode("metricsSecure: true\nmetricsCertDir: /x")); len(errs) != 1 || errs[0].Field != "metricsCertDir" {
+		t.Errorf("metricsCertDir: got %v, want one error", errs)
+	}
 	for _, text := range []string{
-		"mode: DryRun", "emulationVersion: '1.37'", "memoryThrottlingFactor: 0.5", "rules: [{name: a, match: {}, exclude: true}]", "stallGuard: {enabled: false}",
+		"containerMetrics: true", "mode: DryRun", "emulationVersion: '1.37'", "memoryThrottlingFactor: 0.5", "rules: [{name: a, match: {}, exclude: true}]", "stallGuard: {enabled: false}",
 		"rails: {systemReserve: 1Gi}", "kubeletConfigFile: /x", "resyncPeriod: 2m",
 	} {
 		if errs := ValidateUpdate(running, decode(text)); len(errs) > 0 {

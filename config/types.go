@@ -100,9 +100,29 @@ type MemoryQoSConfiguration struct {
 	// every pod is compared with what is wanted. At least 1s. Default: 1m.
 	ResyncPeriod metav1.Duration `json:"resyncPeriod,omitempty"`
 
-	// MetricsBindAddress is where /metrics is served over HTTP, as host:port;
+	// MetricsBindAddress is where /metrics is served, as host:port;
 	// "0" turns it off. Default: ":9810".
 	MetricsBindAddress string `json:"metricsBindAddress,omitempty"`
+
+	// MetricsSecure is whether /metrics is served over HTTPS, and only to those whose
+	// token the API server knows and whom it lets get /metrics. The agent then needs
+	// the right to create tokenreviews and subjectaccessreviews. Default: false.
+	MetricsSecure bool `json:"metricsSecure,omitempty"`
+
+	// MetricsCertDir is the directory, an absolute path, with tls.crt and tls.key for
+	// that; they are read again when they change. Without them the certificate is one
+	// that the agent signs itself, which nobody can verify. Default: empty.
+	MetricsCertDir string `json:"metricsCertDir,omitempty"`
+
+	// ContainerMetrics is whether /metrics tells of each container too: what each of
+	// its files should hold and holds, its usage, memory.events and pressure. They
+	// are 17 series for each container. Default: false.
+	ContainerMetrics bool `json:"containerMetrics,omitempty"`
+
+	// PprofBindAddress is where the profiles of the Go runtime are served over HTTP
+	// beneath /debug/pprof/, as host:port with a loopback address; "0" turns them
+	// off. Default: "0".
+	PprofBindAddress string `json:"pprofBindAddress,omitempty"`
 
 	// HealthzBindAddress is where /healthz and /readyz are served over HTTP, as
 	// host:port; "0" turns them off. Default: ":9811".

@@ -53,6 +53,12 @@ func Validate(c *MemoryQoSConfiguration) field.ErrorList {
 		errs = append(errs, field.Invalid(field.NewPath("resyncPeriod"), d.String(), "must be at least 1s"))
 	}
 	errs = append(errs, validateAddress(c.MetricsBindAddress, field.NewPath("metricsBindAddress"))...)
+	if d := c.MetricsCertDir; d != "" && !isCleanFile(d) {
+		errs = append(errs, field.Invalid(field.NewPath("metricsCertDir"), d, "must be a clean absolute path, such as /etc/memqos-tls"))
+	} else if d != "" && !c.MetricsSecure {
+		errs = append(errs, field.Invalid(field.NewPath("metricsCertDir"), d, "is used with metricsSecure alone: set that to true, or remove this"))
+	}
+	errs = append(errs, validateLoopback(c.PprofBindAddress, field.NewPath("pprofBindAddress"))...)
 	errs = append(errs, validateAddress(c.HealthzBindAddress, field.NewPath("healthzBindAddress"))...)
 	errs = append(errs, validateAddress(c.StatusBindAddress, field.NewPath("statusBindAddress"))...)
 	logging := field.NewPath("logging")
@@ -153,6 +159,18 @@ func validateAddress(addr string, at *field.Path) field.ErrorList {
 	return nil
 }
 
+// validateLoopback is validateAddress for what nobody but the node itself may reach.
+func validateLoopback(addr string, at *field.Path) field.ErrorList {
+	if errs := validateAddress(addr, at); len(errs) > 0 || addr == "0" {
+		return errs
+	}
+	host, _, _ := net.SplitHostPort(addr)
+	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
+		return field.ErrorList{field.Invalid(at, addr, "must be a loopback address, such as 127.0.0.1:9813: it is not for the network; kubectl port-forward gets there")}
+	}
+	return nil
+}
+
 // ValidateUpdate returns every field of a valid configuration in which it
 // differs from the one that an agent runs with and which a running agent cannot
 // change.
@@ -169,6 +187,9 @@ func ValidateUpdate(running, c *MemoryQoSConfiguration) field.ErrorList {
 		{"stateDir", running.StateDir, c.StateDir},                               // the originals are in the old one
 		{"restoreOnExit", running.RestoreOnExit, c.RestoreOnExit},                // likewise
 		{"metricsBindAddress", running.MetricsBindAddress, c.MetricsBindAddress}, // a listener is bound once
+		{"metricsSecure", running.MetricsSecure, c.MetricsSecure},                // likewise
+		{"metricsCertDir", running.MetricsCertDir, c.MetricsCertDir},             // likewise
+		{"pprofBindAddress", running.PprofBindAddress, c.PprofBindAddress},       // likewise
 		{"healthzBindAddress", running.HealthzBindAddress, c.HealthzBindAddress}, // likewise
 		{"statusBindAddress", running.StatusBindAddress, c.StatusBindAddress},    // likewise
 		{"logging", running.Logging, c.Logging},                                  // a logger is made once

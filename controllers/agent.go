@@ -7,6 +7,7 @@ import (
 	"maps"
 	"math"
 	"net/http"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
@@ -77,12 +78,20 @@ func New(api *rest.Config, o Options) (manager.Manager, error) {
 	if err != nil {
 		return nil, err
 	}
+	served := server.Options{BindAddress: o.Config.MetricsBindAddress}
+	if o.Config.MetricsSecure {
+		served.SecureServing, served.CertDir, served.FilterProvider = true, o.Config.MetricsCertDir, newAccess
+		if served.CertDir == "" {
+			served.CertDir = filepath.Join(o.Config.StateDir, "certificates") // there are none: one is made, and nobody else can put one there
+		}
+	}
 	mgr, err := ctrl.NewManager(api, ctrl.Options{
 		Scheme:                 scheme,
 		MapperProvider:         staticMapper,
 		Cache:                  podCache(o.NodeName),
 		Logger:                 o.Log,
-		Metrics:                server.Options{BindAddress: o.Config.MetricsBindAddress},
+		Metrics:                served,
+		PprofBindAddress:       o.Config.PprofBindAddress,
 		HealthProbeBindAddress: o.Config.HealthzBindAddress,
 	})
 	if err != nil {
@@ -98,6 +107,7 @@ func New(api *rest.Config, o Options) (manager.Manager, error) {
 	}
 	enabled := o.Config.Enabled(config.MemoryQoS)
 	o.Metrics.Feature(config.MemoryQoS, enabled)
+	tellConfig(o.Metrics, o.Config)
 	if !enabled {
 		o.Log.Info("the feature gate is off: watching nothing, writing nothing", "featureGate", config.MemoryQoS)
 		return mgr, mgr.AddReadyzCheck("feature-gate", healthz.Ping)
@@ -115,6 +125,7 @@ func New(api *rest.Config, o Options) (manager.Manager, error) {
 		},
 	}
 	a.surveyor.config.Store(o.Config)
+	o.Metrics.Containers((&scrapes{read: a.containers}).containers)
 	a.kernel = &kernel{pass: a.pass, index: newPodIndex(), node: a.node, metrics: o.Metrics, log: o.Log}
 	if err := mgr.AddReadyzCheck("pass", a.ready); err != nil {
 		return nil, err
@@ -352,7 +363,12 @@ func (a *agent) reconfigure(announce *announcer, u config.Update) {
 		"memoryThrottlingFactor", *u.Config.MemoryThrottlingFactor, "memoryReservationPolicy", u.Config.MemoryReservationPolicy, "mode", u.Config.Mode, "rules", len(u.Config.Rules))
 	a.refused.Store(nil)
 	a.surveyor.config.Store(u.Config)
+	tellConfig(a.metrics, u.Config)
 	a.pass.ask()
+}
+
+func tellConfig(m *metrics.Metrics, c *config.MemoryQoSConfiguration) {
+	m.Config(string(c.EmulationVersion), string(c.Mode), string(c.MemoryReservationPolicy), *c.MemoryThrottlingFactor)
 }
 
 // lookFirst looks at every cgroup before the first is written: by what is there it

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"path"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -18,6 +19,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/handler"
 	"sigs.k8s.io/controller-runtime/pkg/source"
 
+	"github.com/memqos/memqos/cgroup"
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/metrics"
 )
@@ -106,33 +108,42 @@ func addLater(q workqueue.TypedRateLimitingInterface[ctrl.Request], req ctrl.Req
 
 // findings are what the reconcile of an item, or a pass, has seen.
 type findings struct {
-	compared map[string]int                 // cgroups, by level
-	drifted  map[string]map[memory.File]int // files that do not hold what is wanted, by level
-	railed   map[string]int                 // cgroups that a rail bounds, by rail
+	compared  map[string]int                     // cgroups, by level
+	drifted   map[string]map[memory.File]int     // files that do not hold what is wanted, by level
+	protected map[string]map[memory.File]float64 // bytes of wanted protection, by level
+	railed    map[string]int                     // cgroups that a rail bounds, by rail
 }
 
 func find(cgroups []seen, o outcome) findings {
-	f := findings{map[string]int{}, map[string]map[memory.File]int{}, map[string]int{}}
+	f := findings{compared: map[string]int{}, railed: map[string]int{}}
 	for i := range cgroups {
-		f.compared[string(cgroups[i].Level)]++
+		level := string(cgroups[i].Level)
+		f.compared[level]++
+		for _, file := range []memory.File{memory.Min, memory.Low} {
+			// What crun makes within a container's cgroup has the same values once more.
+			if v, ok := cgroups[i].Values[file]; ok && v != memory.Unlimited && path.Base(cgroups[i].Cgroup.Cgroup) != cgroup.CrunChild {
+				count(&f.protected, level, file, float64(v))
+			}
+		}
 		for _, rail := range cgroups[i].Rails {
 			f.railed[string(rail)]++
 		}
 	}
 	for _, c := range o.left {
-		f.drift(string(c.Level), c.file, 1)
+		count(&f.drifted, string(c.Level), c.file, 1)
 	}
 	return f
 }
 
-func (f *findings) drift(level string, file memory.File, n int) {
-	if f.drifted == nil {
-		f.drifted = map[string]map[memory.File]int{}
+// count adds to a sum by level and file.
+func count[N int | float64](sums *map[string]map[memory.File]N, level string, file memory.File, n N) {
+	if *sums == nil {
+		*sums = map[string]map[memory.File]N{}
 	}
-	if f.drifted[level] == nil {
-		f.drifted[level] = map[memory.File]int{}
+	if (*sums)[level] == nil {
+		(*sums)[level] = map[memory.File]N{}
 	}
-	f.drifted[level][file] += n
+	(*sums)[level][file] += n
 }
 
 func (f *findings) add(other findings) {
@@ -147,7 +158,12 @@ func (f *findings) add(other findings) {
 	}
 	for level, files := range other.drifted {
 		for file, n := range files {
-			f.drift(level, file, n)
+			count(&f.drifted, level, file, n)
+		}
+	}
+	for level, files := range other.protected {
+		for file, n := range files {
+			count(&f.protected, level, file, n)
 		}
 	}
 }
@@ -172,7 +188,7 @@ func (p *pass) done(req ctrl.Request, found findings) {
 	}
 	now := time.Now()
 	p.ended = now
-	p.metrics.FullPass(float64(now.UnixNano())/1e9, now.Sub(p.began).Seconds(), p.found.compared, p.found.drifted, p.found.railed)
+	p.metrics.FullPass(float64(now.UnixNano())/1e9, now.Sub(p.began).Seconds(), metrics.Found{Cgroups: p.found.compared, Drifted: p.found.drifted, Protected: p.found.protected, Railed: p.found.railed})
 }
 
 // ready is the readiness check: the first pass is over.

@@ -46,6 +46,7 @@ var (
 
 // Metrics are the series of one agent.
 type Metrics struct {
+	registerer    prometheus.Registerer
 	writes        *prometheus.CounterVec
 	repairs       *prometheus.CounterVec
 	kubelet       *prometheus.GaugeVec
@@ -70,6 +71,9 @@ type Metrics struct {
 	skipped       *prometheus.CounterVec
 	unsupported   *prometheus.GaugeVec
 	feature       *prometheus.GaugeVec
+	config        *prometheus.GaugeVec
+	factor        prometheus.Gauge
+	protected     *prometheus.GaugeVec
 	allocatable   prometheus.Gauge
 	fullPasses    prometheus.Counter
 	fullPassTime  prometheus.Gauge
@@ -79,6 +83,7 @@ type Metrics struct {
 // New makes the series and registers them.
 func New(reg prometheus.Registerer, version, revision, goVersion string) *Metrics {
 	m := &Metrics{
+		registerer: reg,
 		writes: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "memqos_writes_total",
 			Help: "Writes to memory.* files, by the level of the cgroup, the file and what came of it. A node on which nothing changes has none.",
@@ -176,6 +181,18 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 			Name: "memqos_feature_enabled",
 			Help: "1 if the feature gate is on, else 0.",
 		}, []string{"name"}),
+		config: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "memqos_config_info",
+			Help: "Always 1; the labels say what the configuration in use has, after its defaults.",
+		}, []string{"emulation_version", "mode", "reservation_policy"}),
+		factor: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "memqos_config_throttling_factor",
+			Help: "Factor of memory.high of the configuration in use; rules and annotations may have others for their pods.",
+		}),
+		protected: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "memqos_protected_bytes",
+			Help: "Sum over the cgroups of a level of what their memory.min or memory.low should be, as of the last full pass.",
+		}, []string{"level", "file"}),
 		allocatable: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "memqos_node_allocatable_bytes",
 			Help: "Memory that all pods together may use, from which memory.high of containers without a limit follows; 0 if not known.",
@@ -198,7 +215,7 @@ func New(reg prometheus.Registerer, version, revision, goVersion string) *Metric
 		Help: "Always 1; the labels say what is running.",
 	}, []string{"version", "revision", "goversion"})
 	buildInfo.WithLabelValues(version, revision, goVersion).Set(1)
-	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.ooms, m.landings, m.railed, m.landed, m.guardChanges, m.guarded, m.drifted, m.annotations, m.reloads, m.reloadOK, m.reloadTime, m.watches, m.unwatched, m.eventsLost, m.refused, m.timeToValue, m.cgroups, m.skipped, m.unsupported, m.feature, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
+	reg.MustRegister(m.writes, m.repairs, m.kubelet, m.contested, m.ooms, m.landings, m.railed, m.landed, m.guardChanges, m.guarded, m.drifted, m.annotations, m.reloads, m.reloadOK, m.reloadTime, m.watches, m.unwatched, m.eventsLost, m.refused, m.timeToValue, m.cgroups, m.skipped, m.unsupported, m.feature, m.config, m.factor, m.protected, m.allocatable, m.fullPasses, m.fullPassTime, m.fullPassTaken, buildInfo)
 
 	for _, result := range []Result{Written, Deferred} {
 		m.landed.WithLabelValues(string(result))
@@ -292,6 +309,13 @@ func (m *Metrics) Feature(name string, enabled bool) {
 	m.feature.WithLabelValues(name).Set(value)
 }
 
+// Config says what the configuration in use has.
+func (m *Metrics) Config(emulationVersion, mode, reservationPolicy string, factor float64) {
+	m.config.Reset()
+	m.config.WithLabelValues(emulationVersion, mode, reservationPolicy).Set(1)
+	m.factor.Set(factor)
+}
+
 // Landings says how many landings there are.
 func (m *Metrics) Landings(n int) { m.landings.Set(float64(n)) }
 
@@ -326,20 +350,32 @@ func (m *Metrics) Reloaded(ok bool, at time.Time) {
 	m.reloadTime.Set(float64(at.UnixNano()) / 1e9)
 }
 
+// Found is what a full pass has found, at each level: Cgroups that it compared,
+// files that did not hold what is wanted, and bytes of protection that is wanted; and
+// the cgroups that each rail bounds.
+type Found struct {
+	Cgroups   map[string]int
+	Drifted   map[string]map[memory.File]int
+	Protected map[string]map[memory.File]float64
+	Railed    map[string]int
+}
+
 // FullPass reports a completed pass: when it ended and how long it took, in
-// seconds, and at each level the number of cgroups that it compared and of files
-// that did not hold what is wanted, and the number of cgroups that each rail bounds.
-func (m *Metrics) FullPass(ended, took float64, cgroups map[string]int, drifted map[string]map[memory.File]int, railed map[string]int) {
+// seconds, and what it found.
+func (m *Metrics) FullPass(ended, took float64, f Found) {
 	m.fullPasses.Inc()
 	m.fullPassTime.Set(ended)
 	m.fullPassTaken.Set(took)
 	for _, rail := range rails {
-		m.railed.WithLabelValues(rail).Set(float64(railed[rail]))
+		m.railed.WithLabelValues(rail).Set(float64(f.Railed[rail]))
 	}
 	for _, level := range levels {
-		m.cgroups.WithLabelValues(level).Set(float64(cgroups[level]))
+		m.cgroups.WithLabelValues(level).Set(float64(f.Cgroups[level]))
 		for _, file := range memory.Files {
-			m.drifted.WithLabelValues(level, string(file)).Set(float64(drifted[level][file]))
+			m.drifted.WithLabelValues(level, string(file)).Set(float64(f.Drifted[level][file]))
+		}
+		for _, file := range []memory.File{memory.Min, memory.Low} {
+			m.protected.WithLabelValues(level, string(file)).Set(f.Protected[level][file])
 		}
 	}
 }

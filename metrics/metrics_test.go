@@ -16,7 +16,9 @@ func TestLint(t *testing.T) {
 	m.Skipped("Reason")
 	m.Unsupported("Reason")
 	m.Feature("MemoryQoS", true)
-	m.FullPass(1, 2, nil, nil, nil)
+	m.FullPass(1, 2, Found{})
+	m.Config("1.27", "Enforce", "", 0.9)
+	m.Containers(func() []Container { return testContainers })
 	problems, err := testutil.GatherAndLint(reg)
 	if err != nil {
 		t.Fatal(err)

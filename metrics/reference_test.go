@@ -52,7 +52,14 @@ func exposed(t *testing.T) []*dto.MetricFamily {
 	m.Feature("MemoryQoS", true)
 	m.AnnotationsIgnored(2)
 	m.Reloaded(true, time.Unix(1, 0))
-	m.FullPass(2, 0.25, map[string]int{"container": 220, "pod": 110, "qos": 1, "node": 1}, map[string]map[memory.File]int{"pod": {memory.Max: 1}}, map[string]int{"reclaimMargin": 3})
+	m.Config("1.36", "Enforce", "TieredReservation", 0.9)
+	m.FullPass(2, 0.25, Found{
+		Cgroups:   map[string]int{"container": 220, "pod": 110, "qos": 1, "node": 1},
+		Drifted:   map[string]map[memory.File]int{"pod": {memory.Max: 1}},
+		Protected: map[string]map[memory.File]float64{"node": {memory.Min: 64 << 20, memory.Low: 128 << 20}},
+		Railed:    map[string]int{"reclaimMargin": 3},
+	})
+	m.Containers(func() []Container { return testContainers })
 	families, err := reg.Gather()
 	if err != nil {
 		t.Fatal(err)
@@ -132,10 +139,12 @@ func TestPage(t *testing.T) {
 	fmt.Fprint(&b, before, begin, "| metric | type | labels | meaning |\n|---|---|---|---|\n")
 	series := 0
 	for _, f := range exposed(t) {
-		series += seriesOf(f)
+		if !strings.HasPrefix(f.GetName(), "memqos_container_memory_") {
+			series += seriesOf(f)
+		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), labelsOf(f), f.GetHelp())
 	}
-	fmt.Fprintf(&b, "\n%d series for each agent, with one reason for each metric that has reasons.\n%s%s", series, end, after)
+	fmt.Fprintf(&b, "\n%d series for each agent, with one reason for each metric that has reasons. With `containerMetrics`\n17 more for each container: 110 pods of two containers make %d.\n%s%s", series, ofContainers(t), end, after)
 	golden(t, page, b.String())
 }
 

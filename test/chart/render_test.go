@@ -80,7 +80,8 @@ const everything = `
 commonLabels: {team: node}
 image: {digest: "sha256:0000000000000000000000000000000000000000000000000000000000000000"}
 imagePullSecrets: [{name: pull}]
-config: {emulationVersion: "1.37", memoryThrottlingFactor: 0.8, memoryReservationPolicy: None, cgroupRoot: /kubelet, cgroupDriver: systemd, mode: DryRun, kubeletConfigFile: /var/lib/kubelet/config.yaml}
+config: {emulationVersion: "1.37", memoryThrottlingFactor: 0.8, memoryReservationPolicy: None, cgroupRoot: /kubelet, cgroupDriver: systemd, mode: DryRun, kubeletConfigFile: /var/lib/kubelet/config.yaml, metricsSecure: true, metricsCertDir: /etc/memqos-tls, containerMetrics: true}
+metricsCertSecret: memqos-tls
 extraArgs: [--feature-gates=MemoryQoS=false]
 extraEnv: [{name: A, value: b}]
 bundles: {enabled: true}
@@ -91,7 +92,7 @@ podLabels: {a: b}
 priorityClassQuota: {create: true}
 nodeSelector: {a: b}
 selinux: {enabled: true}
-podMonitor: {enabled: true, labels: {release: prometheus}, interval: 30s, scrapeTimeout: 10s, relabelings: [{action: labeldrop, regex: pod}], metricRelabelings: [{action: drop, sourceLabels: [__name__], regex: go_.*}]}
+podMonitor: {enabled: true, labels: {release: prometheus}, interval: 30s, scrapeTimeout: 10s, authorization: {credentials: {name: token, key: token}}, relabelings: [{action: labeldrop, regex: pod}], metricRelabelings: [{action: drop, sourceLabels: [__name__], regex: go_.*}]}
 prometheusRule: {enabled: true, labels: {release: prometheus}}
 dashboards: {annotations: {grafana_folder: memqos}}
 networkPolicy: {enabled: true, metricsFrom: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]}
@@ -147,6 +148,15 @@ func TestConfiguration(t *testing.T) {
 		{"address", "metricsBindAddress: 127.0.0.1:9000", false},
 		{"address v6", `metricsBindAddress: "[::1]:9000"`, false},
 		{"no address", `{metricsBindAddress: "0", healthzBindAddress: "0"}`, false},
+		{"containers", "containerMetrics: true", false},
+		{"secure", "metricsSecure: true", false},
+		{"secure with certificates", "{metricsSecure: true, metricsCertDir: /tls}", false},
+		{"certificates by a relative path", "{metricsSecure: true, metricsCertDir: tls}", true},
+		{"containers as text", `containerMetrics: "yes"`, true},
+		{"profiles", "pprofBindAddress: 127.0.0.1:9813", false},
+		{"profiles v6", `pprofBindAddress: "[::1]:9813"`, false},
+		{"profiles for the network", `pprofBindAddress: ":9813"`, true},
+		{"profiles on another address", `pprofBindAddress: 10.0.0.1:9813`, true},
 		{"address without port", "metricsBindAddress: nowhere", true},
 		{"port", `healthzBindAddress: ":65535"`, false},
 		{"port too large", `healthzBindAddress: ":65536"`, true},
@@ -298,6 +308,12 @@ func TestRules(t *testing.T) {
 	if diff := cmp.Diff(want.Rules, got.Rules); diff != "" {
 		t.Errorf("ClusterRole (-deploy/rbac.yaml +chart):\n%s", diff)
 	}
+	decode(t, render(t, "config: {metricsSecure: true}"), "ClusterRole", &got)
+	secure := append(want.Rules, rbacv1.PolicyRule{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
+		rbacv1.PolicyRule{APIGroups: []string{"authorization.k8s.io"}, Resources: []string{"subjectaccessreviews"}, Verbs: []string{"create"}})
+	if diff := cmp.Diff(secure, got.Rules); diff != "" {
+		t.Errorf("ClusterRole with secure metrics (-want +chart):\n%s", diff)
+	}
 	var wantRole, gotRole rbacv1.Role
 	decode(t, string(data), "Role", &wantRole)
 	decode(t, out, "Role", &gotRole)
@@ -388,7 +404,7 @@ func TestRollout(t *testing.T) {
 	for _, in := range []string{
 		"featureGates: {MemoryQoS: false}", `emulationVersion: "1.37"`, "memoryThrottlingFactor: 0.5", "mode: DryRun", "rules: [{name: a, match: {}}]",
 		"stallGuard: {enabled: false}", "rails: {systemReserve: 1Gi}", "restoreOnExit: Keep", "cgroupRoot: /kubelet", "cgroupDriver: systemd",
-		"bundlePaths: []", "stateDir: /x", "resyncPeriod: 1m", `metricsBindAddress: ":1"`, `healthzBindAddress: ":1"`, `statusBindAddress: ":1"`, "logging: {format: text}", "logging: {verbosity: 4}",
+		"bundlePaths: []", "stateDir: /x", "resyncPeriod: 1m", `metricsBindAddress: ":1"`, `healthzBindAddress: ":1"`, "pprofBindAddress: 127.0.0.1:1", "metricsSecure: true", "containerMetrics: true", `statusBindAddress: ":1"`, "logging: {format: text}", "logging: {verbosity: 4}",
 	} {
 		after, c := pods(in)
 		refused := len(config.ValidateUpdate(running, c)) > 0

@@ -65,7 +65,7 @@ What a running agent cannot change: config.ValidateUpdate, a test compares. The 
 the configuration it reloads.
 */}}
 {{- define "memqos.fixed" -}}
-{{- pick .Values.config "featureGates" "cgroupRoot" "cgroupDriver" "bundlePaths" "stateDir" "restoreOnExit" "metricsBindAddress" "healthzBindAddress" "statusBindAddress" "logging" | toYaml }}
+{{- pick .Values.config "featureGates" "cgroupRoot" "cgroupDriver" "bundlePaths" "stateDir" "restoreOnExit" "metricsBindAddress" "metricsSecure" "metricsCertDir" "pprofBindAddress" "healthzBindAddress" "statusBindAddress" "logging" | toYaml }}
 {{- end }}
 
 {{/* The port of host:port; empty where nothing is served. */}}
