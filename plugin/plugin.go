@@ -100,6 +100,7 @@ type output string
 func addOutput(cmd *cobra.Command, formats ...string) *output {
 	o := new(output)
 	cmd.Flags().StringVarP((*string)(o), "output", "o", "", "output format: "+strings.Join(formats, ", "))
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(formats, cobra.ShellCompDirectiveNoFileComp)))
 	before := cmd.PreRunE
 	cmd.PreRunE = func(cmd *cobra.Command, args []string) error {
 		if *o != "" && !slices.Contains(formats, string(*o)) {

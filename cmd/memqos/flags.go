@@ -130,6 +130,7 @@ type output string
 func (o *output) add(cmd *cobra.Command) {
 	*o = "table"
 	cmd.Flags().VarP(o, "output", "o", "output format: "+strings.Join(outputs, ", "))
+	cobra.CheckErr(cmd.RegisterFlagCompletionFunc("output", cobra.FixedCompletions(outputs, cobra.ShellCompDirectiveNoFileComp)))
 }
 
 var outputs = []string{"table", "json", "yaml"}
