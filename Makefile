@@ -46,7 +46,7 @@ chart: $(HELM) $(PROMTOOL) ## Test the Helm chart, its alerts included
 
 .PHONY: prometheus
 prometheus: $(PROMETHEUS) ## Have a real Prometheus scrape real agents: dashboards' queries, alerts; MEMQOS_IMAGES=DIR draws
-	PROMETHEUS=$(PROMETHEUS) go test -tags e2e -count=1 -timeout 15m -v -run TestPrometheus ./test/footprint
+	PROMETHEUS=$(PROMETHEUS) MEMQOS_IMAGES=$(abspath $(MEMQOS_IMAGES)) go test -tags e2e -count=1 -timeout 15m -v -run TestPrometheus ./test/footprint
 
 .PHONY: node
 node: ## Fill the cache with what a test node needs: kernel, image, Kubernetes

@@ -63,7 +63,7 @@ func TestFootprint(t *testing.T) {
 				t.Fatal(err)
 			}
 			t.Cleanup(func() { _ = os.RemoveAll(dir) })
-			makePods(t, plane, dir, size.pods)
+			makePods(t, plane, dir, 0, size.pods)
 
 			const metricsAddress, profileAddress = "127.0.0.1:19810", "127.0.0.1:19812"
 			configuration := write(t, dir, "config.yaml", `
@@ -75,8 +75,8 @@ statusBindAddress: 127.0.0.1:19812
 stateDir: `+dir+`/state
 bundlePaths: ["`+dir+`/bundles/<id>/config.json"]
 `)
-			a := run(t, agent, "agent", kubeconfig(t, plane, dir, "agent"), nodeName, configuration, dir+"/cgroup")
-			f := run(t, floor, "floor", kubeconfig(t, plane, dir, "floor"), nodeName)
+			a := run(t, agent, "agent", kubeconfig(t, plane, dir, "agent", "system:masters"), nodeName, configuration, dir+"/cgroup")
+			f := run(t, floor, "floor", kubeconfig(t, plane, dir, "floor", "system:masters"), nodeName)
 			eventually(t, func() error { return ready("http://127.0.0.1:19811/readyz") })
 			time.Sleep(35 * time.Second) // a full pass later
 
@@ -176,19 +176,35 @@ func podDir(i int) string { return "kubepods/burstable/pod" + podUID(i) }
 // containerID is that of the sandbox (0) or of a container of a pod.
 func containerID(pod, container int) string { return fmt.Sprintf("%064x", 1<<32+pod<<8+container) }
 
-// makePods makes pods of two containers, as a Deployment's are, their cgroups with
-// that of the sandbox, and their bundles.
-func makePods(t *testing.T, plane *testnode.ControlPlane, dir string, n int) {
+// makeCgroup makes the files of a cgroup.
+func makeCgroup(t *testing.T, dir, path, limit string) {
 	t.Helper()
-	cgroup := func(path, limit string) {
-		d := filepath.Join(dir, "cgroup", path)
-		for file, value := range map[string]string{"min": "0", "low": "0", "high": "max", "max": limit, "current": "4096"} {
-			write(t, d, "memory."+file, value+"\n")
-		}
+	d := filepath.Join(dir, "cgroup", path)
+	for file, value := range map[string]string{
+		"memory.min": "0", "memory.low": "0", "memory.high": "max", "memory.max": limit, "memory.current": "4096",
+		"memory.events": noEvents, "memory.events.local": noEvents, "memory.pressure": noPressure,
+		"memory.stat": "anon 4096\nfile 0", "cgroup.events": "populated 1\nfrozen 0", "cpu.stat": "usage_usec 0",
+	} {
+		write(t, d, file, value+"\n")
 	}
-	cgroup("kubepods", strconv.Itoa(256<<30))
-	cgroup("kubepods/burstable", "max")
-	cgroup("kubepods/besteffort", "max")
+}
+
+const (
+	noEvents   = "low 0\nhigh 0\nmax 0\noom 0\noom_kill 0\noom_group_kill 0"
+	noPressure = "some avg10=0.00 avg60=0.00 avg300=0.00 total=0\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=0"
+)
+
+// makePods makes the pods from the number first up to n, of two containers, as a
+// Deployment's are, their cgroups with that of the sandbox, and their bundles; and
+// with the first pod the node.
+func makePods(t *testing.T, plane *testnode.ControlPlane, dir string, first, n int) {
+	t.Helper()
+	cgroup := func(path, limit string) { t.Helper(); makeCgroup(t, dir, path, limit) }
+	if first == 0 {
+		cgroup("kubepods", strconv.Itoa(256<<30))
+		cgroup("kubepods/burstable", "max")
+		cgroup("kubepods/besteffort", "max")
+	}
 	config := plane.RESTConfig()
 	config.QPS, config.Burst = 1000, 1000
 	clients, err := kubernetes.NewForConfig(config)
@@ -198,7 +214,7 @@ func makePods(t *testing.T, plane *testnode.ControlPlane, dir string, n int) {
 	var group errgroup.Group
 	group.SetLimit(10)
 	uids := make([]string, n)
-	for i := range n {
+	for i := first; i < n; i++ {
 		group.Go(func() error {
 			pod, err := clients.CoreV1().Pods("default").Create(t.Context(), newPod(i), metav1.CreateOptions{})
 			if err != nil {
@@ -220,7 +236,8 @@ func makePods(t *testing.T, plane *testnode.ControlPlane, dir string, n int) {
 	if err := group.Wait(); err != nil {
 		t.Fatal(err)
 	}
-	for i, uid := range uids {
+	for i := first; i < n; i++ {
+		uid := uids[i]
 		real := "kubepods/burstable/pod" + uid
 		cgroup(real, "268435456")
 		// The rest of the test finds it by its number.
@@ -274,9 +291,9 @@ func newPod(i int) *corev1.Pod {
 	return pod
 }
 
-func kubeconfig(t *testing.T, plane *testnode.ControlPlane, dir, user string) string {
+func kubeconfig(t *testing.T, plane *testnode.ControlPlane, dir, user string, groups ...string) string {
 	t.Helper()
-	data, err := plane.Kubeconfig(user, "system:masters")
+	data, err := plane.Kubeconfig(user, groups...)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -322,6 +339,12 @@ func run(t *testing.T, binary, name string, args ...string) *process {
 	if name == "agent" && os.Getenv("MEMQOS_PROFILES") != "" {
 		cmd.Env = append(os.Environ(), "PPROF=127.0.0.1:19812")
 	}
+	return start(t, cmd)
+}
+
+// start starts a command that ends with the test.
+func start(t *testing.T, cmd *exec.Cmd) *process {
+	t.Helper()
 	cmd.Stdout, cmd.Stderr = t.Output(), t.Output()
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
