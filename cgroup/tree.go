@@ -9,7 +9,9 @@ import (
 	"path"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -27,6 +29,7 @@ type Tree struct {
 	Mount string
 
 	kubepods *os.File
+	own      func() string
 	// fixture: an ordinary directory for tests, where a write must truncate.
 	fixture bool
 }
@@ -56,7 +59,9 @@ func OpenFixture(mount string, layout Layout) (*Tree, error) {
 	if err != nil {
 		return nil, &fs.PathError{Op: "open", Path: dir, Err: err}
 	}
-	return &Tree{Layout: layout, Mount: mount, kubepods: os.NewFile(uintptr(fd), dir), fixture: true}, nil
+	t := &Tree{Layout: layout, Mount: mount, kubepods: os.NewFile(uintptr(fd), dir), fixture: true}
+	t.own = sync.OnceValue(func() string { return t.holding(layout.Root, os.Getpid()) })
+	return t, nil
 }
 
 // dir is the path of a cgroup for messages.
@@ -148,6 +153,34 @@ func appendDirectories(names []string, buf []byte) []string {
 		}
 	}
 	return names
+}
+
+// Own is the cgroup that holds this process, where that is beneath kubepods: the
+// agent's own container. "" is none. No name would tell it: in a cgroup namespace of
+// its own a process is shown as being at /.
+func (t *Tree) Own() string { return t.own() }
+
+// holding looks for a process, by its id in this process's PID namespace. A cgroup
+// that cannot be read is not ours.
+func (t *Tree) holding(cgroup string, pid int) string {
+	if d, err := t.Open(cgroup); err == nil {
+		var buf [statSize]byte
+		procs, err := d.slurp("cgroup.procs", buf[:]) // those of other namespaces are 0
+		d.Close()
+		if err == nil && slices.Contains(strings.Fields(string(procs)), strconv.Itoa(pid)) {
+			return cgroup
+		}
+	}
+	children, err := t.Children(cgroup)
+	if err != nil {
+		return ""
+	}
+	for _, name := range children {
+		if found := t.holding(path.Join(cgroup, name), pid); found != "" {
+			return found
+		}
+	}
+	return ""
 }
 
 // Value reads a file of a cgroup.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -48,6 +49,21 @@ func TestValuesAndWrite(t *testing.T) {
 		}
 		if got := cgrouptest.Read(t, filepath.Join(dir, "kubepods", "memory.high")); got != v.String() {
 			t.Errorf("wrote %s, file holds %s", v, got)
+		}
+	}
+}
+
+// The container that this process is in, by its processes; those of other PID
+// namespaces are shown as 0.
+func TestOwn(t *testing.T) {
+	const nodes = "kubepods\nkubepods/burstable\nkubepods/burstable/podx\nkubepods/burstable/podx/a\nkubepods/burstable/podx/b"
+	self := strconv.Itoa(os.Getpid())
+	for procs, want := range map[string]string{"0\n" + self + "\n0": "kubepods/burstable/podx/b", "0\n" + self + "0": ""} {
+		tree, dir := fixture(t, config.Cgroupfs, nodes)
+		cgrouptest.Write(t, filepath.Join(dir, "kubepods/burstable/podx/a/cgroup.procs"), "0\n0")
+		cgrouptest.Write(t, filepath.Join(dir, "kubepods/burstable/podx/b/cgroup.procs"), procs)
+		if got := tree.Own(); got != want {
+			t.Errorf("among %q: %q, want %q", procs, got, want)
 		}
 	}
 }

@@ -8,6 +8,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 
 	"github.com/memqos/memqos/cgroup"
+	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/qos"
 )
 
@@ -56,17 +57,30 @@ func (s *site) locate(pod *corev1.Pod) (located, error) {
 		}
 		// More than one while a container's next run begins and the last one ends.
 		for _, c.Cgroup = range found[c.Container] {
-			l.cgroups = append(l.cgroups, c)
+			l.cgroups = append(l.cgroups, s.unlessOwn(c))
 			// The same is wanted of the cgroup that crun makes within the scope: it puts
 			// the container's processes there and its resources on both.
 			child := c
 			child.Cgroup = path.Join(c.Cgroup, cgroup.CrunChild)
 			if s.tree.Exists(child.Cgroup) {
-				l.cgroups = append(l.cgroups, child)
+				l.cgroups = append(l.cgroups, s.unlessOwn(child))
 			}
 		}
 	}
 	return l, nil
+}
+
+// unlessOwn wants nothing of the agent's own container.
+func (s *site) unlessOwn(c qos.Cgroup) qos.Cgroup {
+	if c.Cgroup != s.own {
+		return c
+	}
+	reason := make(map[memory.File]string, len(c.Values))
+	for file := range c.Values {
+		reason[file] = "left alone: the kernel lets no agent write the files of its own container"
+	}
+	c.Values, c.Reason = memory.Values{}, reason
+	return c
 }
 
 // identify tells whose the cgroups beneath a pod's are: first by the pod's status,

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -240,6 +241,27 @@ func TestCrun(t *testing.T) {
 	w.wants(scope, "67108864 127504384 134217728")
 	w.wants(scope+"/container", "67108864 127504384 134217728")
 	w.wants(scope+"/other", "0 max max")
+}
+
+// The kernel lets nobody write the root of their cgroup namespace, so the agent's own
+// container is left alone, and is nothing that drifts.
+func TestOwnContainer(t *testing.T) {
+	w := newWorld(t, podTree, burstable("p", "64Mi", "128Mi"))
+	cgrouptest.Write(t, filepath.Join(w.dir, podDir, idApp, "cgroup.procs"), strconv.Itoa(os.Getpid()))
+	w.surveyor.site.Store(nil)
+	w.surveyor.survey(t.Context())
+	w.mustReconcilePod("p")
+	w.wants(podDir, "67108864 max max")
+	w.wants(podDir+"/"+idApp, "0 max 134217728")
+	st, err := view{site: w.surveyor.site.Load()}.status("n", 0, []corev1.Pod{*burstable("p", "64Mi", "128Mi")}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range st.Cgroups {
+		if c.Cgroup == podDir+"/"+idApp && (c.Verdict != status.Fulfilled || len(c.Wanted) > 0 || !strings.Contains(c.Reason[memory.High], "own container")) {
+			t.Errorf("shown as %+v", c)
+		}
+	}
 }
 
 func TestOverwritesAreRepaired(t *testing.T) {

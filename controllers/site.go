@@ -28,10 +28,13 @@ type site struct {
 	policy      qos.Policy
 	identities  *identities
 	allocatable int64 // in bytes
+	// own is the cgroup of the agent's own container, "" if it is in none. The kernel
+	// lets nobody write the root of their cgroup namespace (nsdelegate, EPERM).
+	own string
 }
 
 func newSite(tree *cgroup.Tree, c *config.MemoryQoSConfiguration, allocatable int64, i *identities) *site {
-	return &site{tree: tree, allocatable: allocatable, policy: qos.NewPolicy(c, qos.Node{Allocatable: allocatable, Capacity: capacity(), PageSize: int64(os.Getpagesize())}), identities: i}
+	return &site{tree: tree, own: tree.Own(), allocatable: allocatable, policy: qos.NewPolicy(c, qos.Node{Allocatable: allocatable, Capacity: capacity(), PageSize: int64(os.Getpagesize())}), identities: i}
 }
 
 // capacity is the machine's memory in bytes, 0 if not known: what the kubelet, by

@@ -6,11 +6,9 @@ import (
 	"fmt"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/go-logr/logr"
-	"golang.org/x/sys/unix"
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/memqos/memqos/cgroup"
@@ -151,9 +149,6 @@ type writer struct {
 	now      func() time.Time
 	// dryRun: nothing is written.
 	dryRun func() bool
-	// own is the inode of the agent's own container, once the kernel has told: nobody
-	// may write the root of their cgroup namespace (nsdelegate). 0 is none.
-	own atomic.Uint64
 	// would is what was said of a dry run, so that it is said once.
 	would sync.Map // ledger.Key to memory.Value
 }
@@ -186,7 +181,7 @@ func (w *writer) apply(ctx context.Context, log logr.Logger, tree *cgroup.Tree, 
 		if ctx.Err() != nil {
 			return o, ctx.Err()
 		}
-		if w.kubelet.manages(c.file) || c.dir.Inode == w.own.Load() {
+		if w.kubelet.manages(c.file) {
 			continue
 		}
 		if age := w.now().Sub(c.dir.Changed); c.file == memory.Max && age < newborn {
@@ -208,10 +203,6 @@ func (w *writer) apply(ctx context.Context, log logr.Logger, tree *cgroup.Tree, 
 			o.contested = append(o.contested, c)
 		case metrics.Failed, metrics.NotKept:
 			errs = append(errs, err)
-		}
-		if result == metrics.Own {
-			log.Info("this is the agent's own container, whose files the kernel does not let it write", "cgroup", c.Cgroup.Cgroup)
-			continue
 		}
 		if result != metrics.Written && result != metrics.Gone {
 			o.left = append(o.left, c)
@@ -317,10 +308,6 @@ func (w *writer) write(tree *cgroup.Tree, request ctrl.Request, c change) (_ met
 		return metrics.Gone, 0, nil
 	case errors.As(err, &notKept):
 		return metrics.NotKept, 0, err
-	case errors.Is(err, unix.EPERM) && c.Level == qos.LevelContainer:
-		// Whoever is not the owner, or is held back by SELinux, gets EACCES.
-		w.own.Store(c.dir.Inode)
-		return metrics.Own, 0, w.ledger.Forget(c.key())
 	}
 	return metrics.Failed, 0, fmt.Errorf("%s of %s %s/%s %s: %w", c.file, c.Level, c.Namespace, c.Pod, c.Container, err)
 }

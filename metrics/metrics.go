@@ -23,7 +23,6 @@ const (
 	Contested Result = "contested"  // hardly tried any more: somebody else keeps writing the file
 	Landing   Result = "landing"    // under way: memory.high is lowered below usage in steps
 	DryRun    Result = "dry_run"    // not tried: mode is DryRun
-	Own       Result = "own"        // not to be: it is the agent's own container
 	Failed    Result = "failed"     // the kernel refused
 )
 
@@ -39,7 +38,7 @@ const (
 )
 
 var (
-	results = []Result{Written, NotKept, Gone, Deferred, BackedOff, Contested, Landing, DryRun, Own, Failed}
+	results = []Result{Written, NotKept, Gone, Deferred, BackedOff, Contested, Landing, DryRun, Failed}
 	levels  = []string{"node", "qos", "pod", "container"}
 	rails   = []string{"systemReserve", "reclaimMargin"}
 )
