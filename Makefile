@@ -63,9 +63,9 @@ browser: ## Test the status page in a real Chromium, which is installed
 	go test -tags browser -count=1 -v ./test/see
 
 .PHONY: images
-images: ## Take the pictures in docs/images, from a real node
+images: $(HELM) ## Take the pictures in docs/images, from a real node
 	mkdir -p docs/images
-	MEMQOS_IMAGES=$(CURDIR)/docs/images go test -tags e2e -count=1 -timeout 40m -v -run 'TestSee$$' ./test/e2e
+	HELM=$(HELM) MEMQOS_IMAGES=$(CURDIR)/docs/images go test -tags e2e -count=1 -timeout 40m -v -run 'TestSee$$' ./test/e2e
 
 .PHONY: fuzz
 fuzz: ## Fuzz every parser for FUZZTIME (15s)
@@ -76,8 +76,8 @@ e2e: ## Run the tests that need a node; those of the other e2e targets apart
 	go test -tags e2e -count=1 -timeout 90m -p 1 -v -run '$(or $(RUN),.)' -skip '$(if $(RUN),^$$,TestInTime|TestFaults|TestCost|TestSafety|TestHelm|TestSee)' ./hack/testnode ./test/e2e
 
 .PHONY: e2e-helm
-e2e-helm: $(HELM) ## Install the chart by helm on a real node with a whole control plane, upgrade, roll back, uninstall
-	HELM=$(HELM) go test -tags e2e -count=1 -timeout 60m -v -run TestHelm ./test/e2e
+e2e-helm: $(HELM) ## Install the chart by helm on a real node with a whole control plane: parity, upgrade, rollback, uninstall; kubectl memqos, the page
+	HELM=$(HELM) go test -tags e2e -count=1 -timeout 60m -v -run '$(or $(RUN),TestHelm|TestSee)' ./test/e2e
 
 .PHONY: e2e-time
 e2e-time: ## Measure in-time behaviour at length: MEMQOS_STARTS (50) container starts, 20 overwrites of each kind, 5 minutes of ticks, 50 kills, 5 idle minutes

@@ -23,10 +23,10 @@ import (
 	"github.com/memqos/memqos/hack/testnode"
 )
 
-// The ports of the agent in the guest, its defaults.
+// Where the agent listens in the guest, its defaults.
 const (
-	metricsPort = 9810
-	healthzPort = 9811
+	metricsAddress = "127.0.0.1:9810"
+	healthzAddress = "127.0.0.1:9811"
 )
 
 const (
@@ -74,10 +74,10 @@ func Install(ctx context.Context, node *testnode.Node, root, configuration strin
 			return nil, err
 		}
 	}
-	if a.metrics, err = node.Forward(metricsPort); err != nil {
+	if a.metrics, err = node.Forward(metricsAddress); err != nil {
 		return nil, err
 	}
-	a.healthz, err = node.Forward(healthzPort)
+	a.healthz, err = node.Forward(healthzAddress)
 	return a, err
 }
 

@@ -363,15 +363,15 @@ func (n *Node) Cgroups(ctx context.Context) (map[string]map[string]string, error
 	return n.agent.cgroups(ctx)
 }
 
-// Forward makes a TCP port of the guest's 127.0.0.1 reachable on the host, until
-// Stop. It returns the address to dial.
-func (n *Node) Forward(guestPort int) (hostAddress string, err error) {
+// Forward makes a TCP address that the guest can dial, host:port, reachable on the
+// host, until Stop. It returns the address to dial.
+func (n *Node) Forward(guestAddress string) (hostAddress string, err error) {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
-		return "", fmt.Errorf("forward port %d: %w", guestPort, err)
+		return "", fmt.Errorf("forward %s: %w", guestAddress, err)
 	}
 	n.keep(listener)
-	go n.agent.forward(listener, net.JoinHostPort("127.0.0.1", strconv.Itoa(guestPort)))
+	go n.agent.forward(listener, guestAddress)
 	return listener.Addr().String(), nil
 }
 

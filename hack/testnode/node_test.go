@@ -184,7 +184,7 @@ func TestNode(t *testing.T) {
 	})
 
 	t.Run("ports", func(t *testing.T) {
-		address, err := n.Forward(10248) // the kubelet's healthz
+		address, err := n.Forward("127.0.0.1:10248") // the kubelet's healthz
 		if err != nil {
 			t.Fatal(err)
 		}

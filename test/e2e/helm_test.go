@@ -5,6 +5,7 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/memqos/memqos/hack/testnode"
+	"github.com/memqos/memqos/status"
 	"github.com/memqos/memqos/test/conformance"
 )
 
@@ -29,42 +31,16 @@ const agents = "app.kubernetes.io/component=agent"
 // its pods made by the DaemonSet controller and placed by the scheduler, run by the
 // kubelet with the chart's own security context.
 func TestHelm(t *testing.T) {
-	h := helm{t: t}
-	if h.binary = os.Getenv("HELM"); h.binary == "" {
-		t.Fatal("HELM is not set: run `make e2e-helm`")
-	}
-	image := filepath.Join(t.TempDir(), "image.tar")
-	build := exec.Command(root+"/hack/image.sh", image)
-	build.Env = append(os.Environ(), "VERSION=e2e", "IMAGE=ghcr.io/memqos/memqos:e2e")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build the image: %v\n%s", err, out)
-	}
-
-	node := bareNode(t, testnode.Options{
-		Kubernetes: "1.27.4", CgroupDriver: "systemd", Audit: true, Controllers: true,
-		StaticPods: map[string][]byte{
-			"static-burstable.yaml":  read(t, "static-burstable.yaml"),
-			"static-guaranteed.yaml": read(t, "static-guaranteed.yaml"),
-		},
-	})
-	h.node = node
-	var err error
-	if h.kubeconfig, err = node.Kubeconfig("admin", "system:masters"); err != nil {
-		t.Fatal(err)
-	}
-	const guestImage = "/var/lib/testnode/memqos.tar"
-	if err := node.CopyIn(t.Context(), image, guestImage); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := node.Run(t.Context(), "ctr", "-n", "k8s.io", "images", "import", guestImage); err != nil {
-		t.Fatal(err)
-	}
+	h := newHelm(t, testnode.Options{Audit: true, StaticPods: map[string][]byte{
+		"static-burstable.yaml":  read(t, "static-burstable.yaml"),
+		"static-guaranteed.yaml": read(t, "static-guaranteed.yaml"),
+	}})
+	node := h.node
 	apply(t, node, read(t, "pods.yaml"))
 	awaitOthers(t, node)
 	before := takeSnapshot(t, node)
 
-	h.run("install", "memqos", root+"/deploy/helm/memqos", "--namespace=memqos", "--create-namespace", "--wait", "--timeout=8m",
-		"--set=image.tag=e2e,config.resyncPeriod=15s,config.logging.verbosity=2")
+	h.install()
 	oracle := recorded(t, "kubelet-1.27.4-systemd")
 	eventually(t, "parity", func() error { return same(differences(h.expected(oracle), takeSnapshot(t, node))) })
 	s := takeSnapshot(t, node)
@@ -77,6 +53,9 @@ func TestHelm(t *testing.T) {
 		if !strings.Contains(out, "Phase:          Succeeded") || !strings.Contains(out, "Fulfilled") {
 			t.Errorf("want a test that succeeded and a table of verdicts")
 		}
+		if strings.Contains(out, "note: read without the agent") || strings.Contains(out, "Drifted") {
+			t.Errorf("want the agent's own word, and nothing that drifts")
+		}
 		t.Log(out)
 		if err := clientset(t, node).CoreV1().Pods("memqos").Delete(t.Context(), "memqos-inspect", metav1.DeleteOptions{}); err != nil {
 			t.Error(err)
@@ -85,7 +64,7 @@ func TestHelm(t *testing.T) {
 	t.Run("upgrade and rollback", func(t *testing.T) {
 		h := h.with(t)
 		pod := h.agent().Name
-		h.run("upgrade", "memqos", root+"/deploy/helm/memqos", "--namespace=memqos", "--reuse-values", "--wait", "--timeout=8m", "--set=config.memoryThrottlingFactor=0.5")
+		h.run("upgrade", "memqos", root+"/deploy/helm/memqos", "--namespace=memqos", "--reuse-values", "--wait", "--timeout=8m", "--set-json=config.memoryThrottlingFactor=0.5")
 		h.holds("container default/burstable/app", "100663296") // 64Mi + 0.5 x 64Mi
 		h.run("rollback", "memqos", "1", "--namespace=memqos", "--wait", "--timeout=8m")
 		h.holds("container default/burstable/app", high127)
@@ -109,20 +88,64 @@ type helm struct {
 	binary, kubeconfig string
 }
 
+// newHelm boots a node with a whole control plane, on which the image is that the
+// Dockerfile makes.
+func newHelm(t *testing.T, o testnode.Options) helm {
+	t.Helper()
+	h := helm{t: t, binary: os.Getenv("HELM")}
+	if h.binary == "" {
+		t.Fatal("HELM is not set: run this by make")
+	}
+	image := filepath.Join(t.TempDir(), "image.tar")
+	build := exec.CommandContext(t.Context(), root+"/hack/image.sh", image)
+	build.Env = append(os.Environ(), "VERSION=e2e", "IMAGE=ghcr.io/memqos/memqos:e2e")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build the image: %v\n%s", err, out)
+	}
+	info, err := os.Stat(image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if info.Size() >= 40<<20 {
+		t.Errorf("the image has %d bytes, want less than 40 MiB", info.Size())
+	}
+
+	o.Kubernetes, o.CgroupDriver, o.Controllers = "1.27.4", "systemd", true
+	h.node = bareNode(t, o)
+	if h.kubeconfig, err = h.node.Kubeconfig("admin", "system:masters"); err != nil {
+		t.Fatal(err)
+	}
+	const guestImage = "/var/lib/testnode/memqos.tar"
+	if err := h.node.CopyIn(t.Context(), image, guestImage); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := h.node.Run(t.Context(), "ctr", "-n", "k8s.io", "images", "import", guestImage); err != nil {
+		t.Fatal(err)
+	}
+	return h
+}
+
+// install installs the chart, with a full pass every 15 s.
+func (h helm) install(flags ...string) {
+	h.t.Helper()
+	h.run("install", append(flags, "memqos", root+"/deploy/helm/memqos", "--namespace=memqos", "--create-namespace", "--wait", "--timeout=8m",
+		"--set=image.tag=e2e,config.resyncPeriod=15s,config.logging.verbosity=2")...)
+}
+
 func (h helm) with(t *testing.T) helm {
 	h.t = t
 	return h
 }
 
-func (h helm) run(args ...string) string {
+func (h helm) run(command string, args ...string) string {
 	h.t.Helper()
 	began := time.Now()
-	cmd := exec.CommandContext(h.t.Context(), h.binary, append(args, "--kubeconfig="+h.kubeconfig)...)
+	cmd := exec.CommandContext(h.t.Context(), h.binary, append([]string{command, "--kubeconfig=" + h.kubeconfig}, args...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		h.t.Fatalf("helm %s: %v\n%s\n%s", args[0], err, out, h.state())
+		h.t.Fatalf("helm %s: %v\n%s\n%s", command, err, out, h.state())
 	}
-	h.t.Logf("helm %s: %.0f s", args[0], time.Since(began).Seconds())
+	h.t.Logf("helm %s: %.0f s", command, time.Since(began).Seconds())
 	return string(out)
 }
 
@@ -142,17 +165,35 @@ func (h helm) state() string {
 	return b.String()
 }
 
-// agent is the one pod of the DaemonSet.
+// agent is the pod of the DaemonSet on the node.
 func (h helm) agent() *corev1.Pod {
 	h.t.Helper()
-	pods, err := clientset(h.t, h.node).CoreV1().Pods("memqos").List(h.t.Context(), metav1.ListOptions{LabelSelector: agents})
+	pods, err := clientset(h.t, h.node).CoreV1().Pods("memqos").List(h.t.Context(), metav1.ListOptions{
+		LabelSelector: agents, FieldSelector: "spec.nodeName=" + h.node.Name(),
+	})
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	if len(pods.Items) != 1 {
-		h.t.Fatalf("%d pods of the DaemonSet, want 1", len(pods.Items))
+		h.t.Fatalf("%d pods of the DaemonSet on the node, want 1", len(pods.Items))
 	}
 	return &pods.Items[0]
+}
+
+// inspect runs memqos inspect in the agent's container, as kubectl exec would.
+func (h helm) inspect() *status.NodeStatus {
+	h.t.Helper()
+	_, id, _ := strings.Cut(h.agent().Status.ContainerStatuses[0].ContainerID, "://")
+	out, err := h.node.Run(h.t.Context(), "ctr", "-n", "k8s.io", "task", "exec", "--exec-id", "inspect", id,
+		"/memqos", "inspect", "-o", "json", "--config=/etc/memqos/config.yaml", "--cgroup-root=/host/sys/fs/cgroup")
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	s, err := status.Parse([]byte(out))
+	if err != nil {
+		h.t.Fatalf("inspect: %v\n%s", err, out)
+	}
+	return s
 }
 
 func (h helm) holds(container, high string) {
@@ -170,15 +211,14 @@ func (h helm) holds(container, high string) {
 // runtime gave it: the kernel lets nobody write the root of their cgroup namespace.
 func (h helm) expected(oracle conformance.Record) conformance.Snapshot {
 	h.t.Helper()
-	want := onNode(h.t, oracle, takeSnapshot(h.t, h.node))
-	for name := range want {
-		if strings.Contains(name, " random/") {
-			delete(want, name)
-		}
-	}
+	want := maps.Clone(onNode(h.t, oracle, takeSnapshot(h.t, h.node)))
+	maps.DeleteFunc(want, func(name string, _ map[string]string) bool { return strings.Contains(name, " random/") })
 	guaranteed, burstable := requests(listPods(h.t, h.node))
 	page := func(bytes int64) string { return strconv.FormatInt(bytes/4096*4096, 10) }
-	want["kubepods"]["memory.min"], want["burstable"]["memory.min"] = page(guaranteed+burstable), page(burstable)
+	for name, sum := range map[string]int64{"kubepods": guaranteed + burstable, "burstable": burstable} {
+		want[name] = maps.Clone(want[name])
+		want[name]["memory.min"] = page(sum)
+	}
 	pod := h.agent()
 	resources := pod.Spec.Containers[0].Resources
 	limit := page(resources.Limits.Memory().Value())
@@ -260,15 +300,8 @@ func (h helm) rollingUpdate() {
 	}
 	eventually(h.t, "the tree is as before the update", func() error {
 		got := takeSnapshot(h.t, h.node)
-		for name := range got { // the agent's own pods are others
-			if strings.Contains(name, " memqos/") {
-				delete(got, name)
-			}
-		}
-		for name := range want {
-			if strings.Contains(name, " memqos/") {
-				delete(want, name)
-			}
+		for _, s := range []conformance.Snapshot{got, want} { // the agent's own pods are others
+			maps.DeleteFunc(s, func(name string, _ map[string]string) bool { return strings.Contains(name, " memqos/") })
 		}
 		return same(differences(want, got))
 	})

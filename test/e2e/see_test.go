@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/chromedp/chromedp"
 	corev1 "k8s.io/api/core/v1"
+	"k8s.io/apimachinery/pkg/api/resource"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/memqos/memqos/hack/browser"
@@ -26,40 +28,8 @@ import (
 	"github.com/memqos/memqos/test/see"
 )
 
-// seeObjects stand for what the chart makes: a pod at the agent's address with its
-// labels and port, since the agent is a service of the node here; and a second node
-// that is dead. The viewer may do what deploy/rbac-viewer.yaml says and no more.
-const seeObjects = `
-apiVersion: v1
-kind: Pod
-metadata: {name: memqos-live, namespace: memqos, labels: {app.kubernetes.io/name: memqos, app.kubernetes.io/component: agent}}
-spec:
-  terminationGracePeriodSeconds: 1
-  hostNetwork: true
-  containers:
-  - name: memqos
-    image: docker.io/memqos/workload:test
-    imagePullPolicy: Never
-    args: [sleep]
-    ports: [{name: status, containerPort: 9812}]
-`
-
-const deadObjects = `
-apiVersion: v1
-kind: Node
-metadata: {name: dead}
----
-apiVersion: v1
-kind: Pod
-metadata: {name: memqos-dead, namespace: memqos, labels: {app.kubernetes.io/name: memqos, app.kubernetes.io/component: agent}}
-spec:
-  nodeName: dead
-  containers:
-  - name: memqos
-    image: docker.io/memqos/workload:test
-    ports: [{name: status, containerPort: 9812}]
-`
-
+// viewerObjects are a user who may do what the chart's viewer role says, and what the
+// plugin's subcommands ask for beside it, and no more.
 const viewerObjects = `
 apiVersion: rbac.authorization.k8s.io/v1
 kind: RoleBinding
@@ -145,40 +115,56 @@ func actual(s *status.NodeStatus) map[string]map[string]string {
 	return out
 }
 
-// TestSee: kubectl memqos and the status page say what the files of a real node say.
-func TestSee(t *testing.T) {
-	node := bareNode(t, testnode.Options{Kubernetes: "1.27.4", CgroupDriver: "systemd"})
-	apply(t, node, besidePods("calm", "busy"))
-	agent := installAgent(t, node, fmt.Sprintf("memoryThrottlingFactor: %v\nstatusBindAddress: \":9812\"\n", stallFactor))
-	role, err := os.ReadFile(filepath.Join(root, "deploy", "rbac-viewer.yaml"))
+// deadNode adds a node whose kubelet is gone: the DaemonSet has a pod there, which ran.
+func deadNode(t *testing.T, node *testnode.Node) {
+	t.Helper()
+	clients := clientset(t, node)
+	room := corev1.ResourceList{
+		corev1.ResourceCPU: resource.MustParse("1"), corev1.ResourceMemory: resource.MustParse("1Gi"), corev1.ResourcePods: resource.MustParse("10"),
+	}
+	_, err := clients.CoreV1().Nodes().Create(t.Context(), &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: "dead", Labels: map[string]string{corev1.LabelOSStable: "linux"}},
+		Status:     corev1.NodeStatus{Capacity: room, Allocatable: room},
+	}, metav1.CreateOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	for _, objects := range []string{string(role), viewerObjects, deadObjects} {
-		if err := node.Apply(t.Context(), []byte(objects)); err != nil {
-			t.Fatal(err)
+	eventually(t, "the dead node has an agent's pod", func() error {
+		pods, err := clients.CoreV1().Pods("memqos").List(t.Context(), metav1.ListOptions{LabelSelector: agents, FieldSelector: "spec.nodeName=dead"})
+		if err != nil {
+			return err
 		}
+		if len(pods.Items) != 1 {
+			return fmt.Errorf("%d pods", len(pods.Items))
+		}
+		pod := &pods.Items[0]
+		pod.Status.Phase, pod.Status.PodIP, pod.Status.PodIPs = corev1.PodRunning, "192.0.2.1", []corev1.PodIP{{IP: "192.0.2.1"}}
+		_, err = clients.CoreV1().Pods("memqos").UpdateStatus(t.Context(), pod, metav1.UpdateOptions{})
+		return err
+	})
+}
+
+// TestSee: of agents that helm has installed, kubectl memqos and the status page say
+// what the files of a real node say.
+func TestSee(t *testing.T) {
+	h := newHelm(t, testnode.Options{})
+	node := h.node
+	binary := filepath.Join(t.TempDir(), "kubectl-memqos")
+	if out, err := exec.CommandContext(t.Context(), "go", "build", "-o", binary, root+"/cmd/memqos").CombinedOutput(); err != nil {
+		t.Fatalf("build memqos: %v\n%s", err, out)
 	}
-	apply(t, node, []byte(seeObjects))
+	apply(t, node, besidePods("calm", "busy"))
+	h.install(fmt.Sprintf("--set-json=config.memoryThrottlingFactor=%v", stallFactor), "--set=config.statusBindAddress=:9812,rbac.viewer=true")
+	if err := node.Apply(t.Context(), []byte(viewerObjects)); err != nil {
+		t.Fatal(err)
+	}
+	deadNode(t, node)
 	kubeconfig, err := node.Kubeconfig("viewer")
 	if err != nil {
 		t.Fatal(err)
 	}
-	binary := filepath.Join(t.TempDir(), "kubectl-memqos")
-	if err := os.Symlink(filepath.Join(node.Dir(), "memqos"), binary); err != nil {
-		t.Fatal(err)
-	}
 	v := &viewer{t, binary, kubeconfig}
 
-	// Two nodes, the other of which is dead.
-	dead, err := clientset(t, node).CoreV1().Pods("memqos").Get(t.Context(), "memqos-dead", metav1.GetOptions{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	dead.Status.Phase, dead.Status.PodIP, dead.Status.PodIPs = corev1.PodRunning, "192.0.2.1", []corev1.PodIP{{IP: "192.0.2.1"}}
-	if _, err := clientset(t, node).CoreV1().Pods("memqos").UpdateStatus(t.Context(), dead, metav1.UpdateOptions{}); err != nil {
-		t.Fatal(err)
-	}
 	eventually(t, "top shows the values of the files", func() error {
 		out, _, err := v.try("top", "-A", "-o", "json")
 		if err != nil {
@@ -215,19 +201,15 @@ func TestSee(t *testing.T) {
 	v.contains(v.run("explain", "pod", "calm"), "request 16Mi + 0.35 x (limit 64Mi - request)", "Fulfilled", "by memqos", "memoryThrottlingFactor  0.5:")
 	v.contains(v.run("diff", "-A", "--emulation-version", "1.37"), "memory.low", "(kubepods)", "default/calm")
 	out, _, err = v.try("doctor")
-	v.contains(out, "served: kernel", "dead", "FAIL")
+	v.contains(out, "served: kernel", "cgroups hold what is wanted", "dead", "FAIL")
 	if err == nil {
 		t.Error("doctor is content with a dead node")
 	}
-	inspected, err := agent.Inspect(t.Context(), "json")
-	if err != nil {
-		t.Fatal(err)
-	}
-	if s, err := status.Parse([]byte(inspected)); err != nil || s.Agent == nil {
-		t.Errorf("inspect did not ask the agent (%v)", err)
+	if h.inspect().Agent == nil {
+		t.Error("inspect did not ask the agent")
 	}
 
-	testSeePage(t, node)
+	testSeePage(t, h)
 
 	// A stalled pod.
 	atHigh(t, node, "grower")
@@ -267,19 +249,27 @@ func TestSee(t *testing.T) {
 	<-done
 
 	// A stopped agent.
-	if err := agent.Kill(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+	sh(t, node, "pkill -STOP -x memqos")
 	_, errOut, err = v.try("top", "-A")
 	if err == nil {
-		t.Error("top is content with no agent at all")
+		t.Error("top is content with no answer at all")
 	}
 	v.contains(errOut, "node "+node.Name()+": no answer", "node dead:")
-	if out, err := agent.Inspect(t.Context(), "json"); err != nil {
-		t.Error(err)
-	} else if s, err := status.Parse([]byte(out)); err != nil || s.Agent != nil || len(s.Cgroups) < 8 {
-		t.Errorf("inspect without an agent: %v, %d bytes", err, len(out))
+	if s := h.inspect(); s.Agent != nil || len(s.Cgroups) < 8 {
+		t.Errorf("inspect without an agent shows %d cgroups", len(s.Cgroups))
 	}
+	sh(t, node, "pkill -CONT -x memqos")
+	v.contains(v.run("top"), "calm", "grower")
+
+	// None at all.
+	h.run("uninstall", "memqos", "--namespace=memqos", "--wait", "--timeout=5m")
+	eventually(t, "top says that there are no agents", func() error {
+		_, errOut, err := v.try("top", "-A")
+		if err == nil || !strings.Contains(errOut, "there are no agents") {
+			return fmt.Errorf("it says %q (%v)", errOut, err)
+		}
+		return nil
+	})
 }
 
 // missing lists cgroups that are shown and not there.
@@ -294,9 +284,10 @@ func missing(shown, there map[string]map[string]string) (all []string) {
 
 // testSeePage looks at the page of the real node. MEMQOS_IMAGES is a directory for
 // pictures.
-func testSeePage(t *testing.T, node *testnode.Node) {
+func testSeePage(t *testing.T, h helm) {
 	t.Helper()
-	address, err := node.Forward(9812)
+	node := h.node
+	address, err := node.Forward(net.JoinHostPort(h.agent().Status.PodIP, "9812"))
 	if err != nil {
 		t.Fatal(err)
 	}
