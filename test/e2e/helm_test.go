@@ -3,6 +3,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -115,6 +116,11 @@ func newHelm(t *testing.T, o testnode.Options) helm {
 	if h.kubeconfig, err = h.node.Kubeconfig("admin", "system:masters"); err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Log(h.state())
+		}
+	})
 	const guestImage = "/var/lib/testnode/memqos.tar"
 	if err := h.node.CopyIn(t.Context(), image, guestImage); err != nil {
 		t.Fatal(err)
@@ -130,6 +136,28 @@ func (h helm) install(flags ...string) {
 	h.t.Helper()
 	h.run("install", append(flags, "memqos", root+"/deploy/helm/memqos", "--namespace=memqos", "--create-namespace", "--wait", "--timeout=8m",
 		"--set=image.tag=e2e,config.resyncPeriod=15s,config.logging.verbosity=2")...)
+	h.ready()
+}
+
+// ready waits until every pod of the DaemonSet is of its newest template and ready;
+// helm --wait does for less, what maxUnavailable leaves.
+func (h helm) ready() {
+	h.t.Helper()
+	eventually(h.t, "all agents are ready", func() error {
+		ds, err := clientset(h.t, h.node).AppsV1().DaemonSets("memqos").Get(h.t.Context(), "memqos", metav1.GetOptions{})
+		if err != nil {
+			return err
+		}
+		pods, err := clientset(h.t, h.node).CoreV1().Pods("memqos").List(h.t.Context(), metav1.ListOptions{LabelSelector: agents})
+		if err != nil {
+			return err
+		}
+		s := ds.Status
+		if n := s.DesiredNumberScheduled; s.ObservedGeneration != ds.Generation || n == 0 || s.UpdatedNumberScheduled != n || s.NumberAvailable != n || len(pods.Items) != int(n) {
+			return fmt.Errorf("%d pods, %+v", len(pods.Items), s)
+		}
+		return nil
+	})
 }
 
 func (h helm) with(t *testing.T) helm {
@@ -143,23 +171,25 @@ func (h helm) run(command string, args ...string) string {
 	cmd := exec.CommandContext(h.t.Context(), h.binary, append([]string{command, "--kubeconfig=" + h.kubeconfig}, args...)...)
 	out, err := cmd.CombinedOutput()
 	if err != nil {
-		h.t.Fatalf("helm %s: %v\n%s\n%s", command, err, out, h.state())
+		h.t.Fatalf("helm %s: %v\n%s", command, err, out)
 	}
 	h.t.Logf("helm %s: %.0f s", command, time.Since(began).Seconds())
 	return string(out)
 }
 
-// state says why a release does not come up.
+// state says why a release does not do what it should. It is for when the test is over.
 func (h helm) state() string {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
 	var b strings.Builder
-	pods, err := clientset(h.t, h.node).CoreV1().Pods("memqos").List(h.t.Context(), metav1.ListOptions{})
+	pods, err := clientset(h.t, h.node).CoreV1().Pods("memqos").List(ctx, metav1.ListOptions{})
 	if err != nil {
 		return err.Error()
 	}
 	for i := range pods.Items {
 		status, err := json.Marshal(pods.Items[i].Status)
 		fmt.Fprintf(&b, "%s: %s %v\n", pods.Items[i].Name, status, err)
-		log, err := clientset(h.t, h.node).CoreV1().Pods("memqos").GetLogs(pods.Items[i].Name, &corev1.PodLogOptions{}).DoRaw(h.t.Context())
+		log, err := clientset(h.t, h.node).CoreV1().Pods("memqos").GetLogs(pods.Items[i].Name, &corev1.PodLogOptions{}).DoRaw(ctx)
 		fmt.Fprintf(&b, "%s %v\n", log, err)
 	}
 	return b.String()
@@ -280,20 +310,7 @@ func (h helm) rollingUpdate() {
 	if _, err := sets.Patch(h.t.Context(), "memqos", types.StrategicMergePatchType, patch, metav1.PatchOptions{}); err != nil {
 		h.t.Fatal(err)
 	}
-	eventually(h.t, "the new agent is ready", func() error {
-		ds, err := sets.Get(h.t.Context(), "memqos", metav1.GetOptions{})
-		if err != nil {
-			return err
-		}
-		if ds.Status.ObservedGeneration != ds.Generation || ds.Status.UpdatedNumberScheduled != 1 || ds.Status.NumberAvailable != 1 {
-			return fmt.Errorf("%+v", ds.Status)
-		}
-		pods, err := clientset(h.t, h.node).CoreV1().Pods("memqos").List(h.t.Context(), metav1.ListOptions{LabelSelector: agents})
-		if err == nil && len(pods.Items) != 1 {
-			err = fmt.Errorf("%d pods", len(pods.Items))
-		}
-		return err
-	})
+	h.ready()
 	pod := h.agent()
 	if pod.UID == old.UID {
 		h.t.Fatal("the pod is still the old one")
