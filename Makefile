@@ -97,7 +97,8 @@ footprint: ## Measure the agent's memory, idle time, requests and system calls, 
 	go test -tags e2e -count=1 -timeout 30m -v -run TestFootprint ./test/footprint
 
 .PHONY: api
-api: ## Take each RBAC rule away; count what MEMQOS_AGENTS (200) agents ask of an API server
+api: $(HELM) ## On API servers without a node: each RBAC rule taken away; what MEMQOS_AGENTS (200) agents ask; the chart on 1.24, 1.27 and 1.37
+	HELM=$(HELM) go test -tags chart,e2e -count=1 -timeout 30m -v -run TestServers ./test/chart
 	go test -tags e2e -count=1 -timeout 30m -v -run 'TestRules|TestScale' ./test/footprint
 
 .PHONY: bench

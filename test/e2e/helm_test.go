@@ -278,7 +278,9 @@ func (h helm) confined() {
 	const script = `for p in /proc/[0-9]*; do
 		[ "$(readlink $p/exe)" = /memqos ] || continue
 		echo "pid ${p#/proc/}"
-		grep -E '^(Uid|Cap...|NoNewPrivs|Seccomp):' $p/status
+		grep -E '^(Uid|Cap...|NoNewPrivs|Seccomp|VmRSS|RssAnon):' $p/status
+		c=/sys/fs/cgroup$(cut -d: -f3 $p/cgroup)
+		echo "container: memory.current $(cat $c/memory.current) of it anon $(sed -n 's/^anon //p' $c/memory.stat), memory.peak $(cat $c/memory.peak)"
 		for n in cgroup ipc mnt net pid uts; do [ "$(readlink $p/ns/$n)" != "$(readlink /proc/1/ns/$n)" ] && echo "own $n"; done
 		done; true`
 	out, err := h.node.Run(h.t.Context(), "sh", "-c", script)
