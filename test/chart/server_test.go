@@ -59,6 +59,7 @@ openshift: {scc: false}
 				_, err := s.client(object).Create(t.Context(), object, metav1.CreateOptions{DryRun: []string{metav1.DryRunAll}, FieldValidation: metav1.FieldValidationStrict})
 				if err != nil {
 					t.Errorf("%s %s: %v", object.GetKind(), object.GetName(), err)
+					continue
 				}
 				n++
 			}
