@@ -75,8 +75,8 @@ func (s *site) unlessOwn(c qos.Cgroup) qos.Cgroup {
 	if c.Cgroup != s.own {
 		return c
 	}
-	reason := make(map[memory.File]string, len(c.Values))
-	for file := range c.Values {
+	reason := make(map[memory.File]string, len(memory.Files))
+	for _, file := range memory.Files {
 		reason[file] = "left alone: the kernel lets no agent write the files of its own container"
 	}
 	c.Values, c.Reason = memory.Values{}, reason

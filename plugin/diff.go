@@ -164,26 +164,39 @@ func (d *diff) other(c *config.MemoryQoSConfiguration) (*config.MemoryQoSConfigu
 // differ plans the pods of a node twice. sums says that they are all it has.
 func differ(s *status.NodeStatus, other *config.MemoryQoSConfiguration, pods []corev1.Pod, sums bool) (found []Difference) {
 	now, then := s.Plan(s.Agent.Configuration, pods), s.Plan(other, pods)
+	// The agent says why it leaves a file alone that it would else write.
+	type file struct {
+		namespace, pod, container string
+		memory.File
+	}
+	left := map[file]bool{}
+	for _, g := range s.Cgroups {
+		for f := range g.Reason {
+			if _, wanted := g.Wanted[f]; !wanted {
+				left[file{g.Namespace, g.Pod, g.Container, f}] = true
+			}
+		}
+	}
 	for i := range then.Cgroups {
 		a, b := &now.Cgroups[i], &then.Cgroups[i]
 		if (a.Level == qos.LevelNode || a.Level == qos.LevelQOS) && !sums {
 			continue
 		}
-		for _, file := range memory.Files {
-			from, had := a.Values[file]
-			to, has := b.Values[file]
+		for _, f := range memory.Files {
+			from, had := a.Values[f]
+			to, has := b.Values[f]
 			if !had {
-				from = defaultOf(file)
+				from = defaultOf(f)
 			}
 			if !has {
-				to = defaultOf(file)
+				to = defaultOf(f)
 			}
-			if from == to {
+			if from == to || (b.Pod != "" && left[file{b.Namespace, b.Pod, b.Container, f}]) {
 				continue
 			}
 			x := Difference{
 				Node: s.Node, Level: b.Level, QOSClass: string(b.QOSClass), Namespace: b.Namespace, Pod: b.Pod, Container: b.Container,
-				File: file, From: from, To: to, Left: !has, Reason: b.Reason[file],
+				File: f, From: from, To: to, Left: !has, Reason: b.Reason[f],
 			}
 			if !has && x.Reason == "" {
 				x.Reason = "that release leaves it alone: it gets back what was there"

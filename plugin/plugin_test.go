@@ -180,6 +180,18 @@ func TestDiffer(t *testing.T) {
 	if strings.Join(got, "; ") != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
+	// The agent's own container, of which it wants nothing.
+	s.Cgroups = append(s.Cgroups, status.Cgroup{
+		Level: qos.LevelContainer, Namespace: "shop", Pod: "web", Container: "app", Wanted: memory.Values{},
+		Reason: map[memory.File]string{memory.Min: "left alone", memory.Low: "left alone"},
+	})
+	got = nil
+	for _, x := range differ(s, other, []corev1.Pod{pod}, false) {
+		got = append(got, fmt.Sprintf("%s %s", x.Level, x.File))
+	}
+	if want := "pod memory.min; pod memory.low"; strings.Join(got, "; ") != want {
+		t.Errorf("beside a container that is left alone: got %q, want %q", got, want)
+	}
 	if _, err := (&diff{emulation: "9.9"}).other(s.Agent.Configuration); err == nil || !strings.Contains(err.Error(), "emulationVersion") {
 		t.Errorf("a release that is none: %v", err)
 	}

@@ -120,7 +120,10 @@ func (t *top) once(ctx context.Context, c *cluster, out, errOut io.Writer, colou
 			return g.Pod != "" && ((namespace != "" && g.Namespace != namespace) || (selected != nil && !selected[g.Namespace+"/"+g.Pod]))
 		})
 		for i := range a.Status.Cgroups {
-			if g := &a.Status.Cgroups[i]; g.Level == qos.LevelContainer && g.Container != status.Sandbox && g.Pod != "" {
+			g := &a.Status.Cgroups[i]
+			// Without bundles nobody tells a sandbox from a container that is new.
+			named := g.Container != "" || *t.output == "wide"
+			if g.Level == qos.LevelContainer && g.Container != status.Sandbox && g.Pod != "" && named {
 				lines = append(lines, line{a.Node, g})
 			}
 		}
