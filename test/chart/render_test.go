@@ -21,6 +21,8 @@ import (
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	sigsyaml "sigs.k8s.io/yaml"
 
@@ -382,6 +384,25 @@ func TestOwnDaemonSet(t *testing.T) {
 		if names := role.Rules[0].ResourceNames; role.Namespace != ds.Namespace || !slices.Equal(names, []string{ds.Name}) {
 			t.Errorf("%s: the Role is about %s/%q", values, role.Namespace, names)
 		}
+	}
+}
+
+// A pod that the selector matches is the DaemonSet's to delete.
+func TestSelector(t *testing.T) {
+	out := render(t, "{podLabels: {a: b}, commonLabels: {c: d}}")
+	var ds appsv1.DaemonSet
+	var pod corev1.Pod
+	decode(t, out, "DaemonSet", &ds)
+	decode(t, out, "Pod", &pod)
+	selector, err := metav1.LabelSelectorAsSelector(ds.Spec.Selector)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !selector.Matches(labels.Set(ds.Spec.Template.Labels)) {
+		t.Errorf("%s does not match the agents", selector)
+	}
+	if selector.Matches(labels.Set(pod.Labels)) {
+		t.Errorf("%s matches the pod of the helm test", selector)
 	}
 }
 

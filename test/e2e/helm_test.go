@@ -49,19 +49,7 @@ func TestHelm(t *testing.T) {
 		s.Count("container"), s.Count("sandbox"), s.Count("pod"), len(differences(h.expected(oracle), before)))
 
 	t.Run("confined", func(t *testing.T) { h.with(t).confined() })
-	t.Run("helm test", func(t *testing.T) {
-		out := h.with(t).run("test", "memqos", "--namespace=memqos", "--timeout=8m", "--logs")
-		if !strings.Contains(out, "Phase:          Succeeded") || !strings.Contains(out, "Fulfilled") {
-			t.Errorf("want a test that succeeded and a table of verdicts")
-		}
-		if strings.Contains(out, "note: read without the agent") || strings.Contains(out, "Drifted") {
-			t.Errorf("want the agent's own word, and nothing that drifts")
-		}
-		t.Log(out)
-		if err := clientset(t, node).CoreV1().Pods("memqos").Delete(t.Context(), "memqos-inspect", metav1.DeleteOptions{}); err != nil {
-			t.Error(err)
-		}
-	})
+	t.Run("helm test", func(t *testing.T) { h.with(t).test() })
 	t.Run("upgrade and rollback", func(t *testing.T) {
 		h := h.with(t)
 		pod := h.agent().Name
@@ -224,6 +212,22 @@ func (h helm) inspect() *status.NodeStatus {
 		h.t.Fatalf("inspect: %v\n%s", err, out)
 	}
 	return s
+}
+
+// test runs the chart's own test.
+func (h helm) test() {
+	h.t.Helper()
+	out := h.run("test", "memqos", "--namespace=memqos", "--timeout=8m", "--logs")
+	h.t.Log(out)
+	if !strings.Contains(out, "Phase:          Succeeded") || !strings.Contains(out, "Fulfilled") {
+		h.t.Errorf("want a test that succeeded and a table of verdicts")
+	}
+	if strings.Contains(out, "note: read without the agent") || strings.Contains(out, "Drifted") {
+		h.t.Errorf("want the agent's own word, and nothing that drifts")
+	}
+	if err := clientset(h.t, h.node).CoreV1().Pods("memqos").Delete(h.t.Context(), "memqos-inspect", metav1.DeleteOptions{}); err != nil {
+		h.t.Error(err)
+	}
 }
 
 func (h helm) holds(container, high string) {

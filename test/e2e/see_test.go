@@ -158,6 +158,7 @@ func TestSee(t *testing.T) {
 	if err := node.Apply(t.Context(), []byte(viewerObjects)); err != nil {
 		t.Fatal(err)
 	}
+	h.test()
 	deadNode(t, node)
 	kubeconfig, err := node.Kubeconfig("viewer")
 	if err != nil {
