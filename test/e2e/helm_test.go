@@ -119,11 +119,12 @@ func newHelm(t *testing.T, o testnode.Options) helm {
 	return h
 }
 
-// install installs the chart, with a full pass every 15 s.
+// install installs the chart, with a full pass every 15 s and without the rails.
 func (h helm) install(flags ...string) {
 	h.t.Helper()
 	h.run("install", append(flags, "memqos", root+"/deploy/helm/memqos", "--namespace=memqos", "--create-namespace", "--wait", "--timeout=8m",
-		"--set=image.tag=e2e,config.resyncPeriod=15s,config.logging.verbosity=2")...)
+		"--set=image.tag=e2e,config.resyncPeriod=15s,config.logging.verbosity=2",
+		"--set=config.rails.reclaimMargin=0,config.rails.systemReserve=0")...) // as a kubelet
 	h.ready()
 }
 
