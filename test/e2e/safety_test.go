@@ -89,9 +89,9 @@ spec:
   - name: app
     image: docker.io/memqos/workload:test
     imagePullPolicy: Never
-    args: [%s]
+    args: ["%s"]
     resources: {requests: {cpu: 1m, memory: %s}, limits: {cpu: 1m, memory: %s}}
-`, name, strings.Join(args, ", "), request, limit)
+`, name, strings.Join(args, `", "`), request, limit)
 }
 
 // writable are all files memory.* of all cgroups at and beneath kubepods that are
