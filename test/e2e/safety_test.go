@@ -684,7 +684,7 @@ func testStalls(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, size 
 		}
 		wantEvent(t, node, "Pod", name, "MemoryThrottleRelaxed")
 		if beyond {
-			wantEvent(t, node, "Pod", name, "OutOfMemoryContainerLimit")
+			wantEvent(t, node, "Pod", name, "OutOfMemoryPodLimit") // which the sandbox is charged to as well
 		}
 		runs = append(runs, r)
 		if err := node.Delete(t.Context(), manifest); err != nil {
