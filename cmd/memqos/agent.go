@@ -36,7 +36,7 @@ kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
   memqos agent --config /etc/memqos/config.yaml --cgroup-root /host/sys/fs/cgroup`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			stayLittle()
+			leaveLittleGarbage()
 			source, c, err := flags.open()
 			if err != nil {
 				return err
@@ -73,15 +73,27 @@ kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
 	return cmd
 }
 
-// stayLittle keeps the agent's memory small. The collector runs when the heap has grown
-// by a quarter instead of when it has doubled, unless GOGC says otherwise: on a node of
-// 500 pods this is some 7 MiB, for milliseconds of processor time in a minute. And the
-// kernel gives no huge pages, where it would unasked: they round a heap of a few MiB up.
-func stayLittle() {
+// leaveLittleGarbage makes the collector run when the heap has grown by a quarter
+// instead of when it has doubled, unless GOGC says otherwise: on a node of 500 pods this
+// is some 7 MiB, for milliseconds of processor time in a minute.
+func leaveLittleGarbage() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(25)
 	}
-	_ = unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0) // a kernel without huge pages has no such call
+}
+
+// refuseHugePages starts the program anew, so that the kernel gives it no huge pages
+// where it would unasked ("always", as on Debian). They round every part of a heap of a
+// few MiB up to 2 MiB, and those that the runtime has at its start would stay.
+func refuseHugePages() {
+	refused := func() bool {
+		n, err := unix.PrctlRetInt(unix.PR_GET_THP_DISABLE, 0, 0, 0, 0)
+		return err != nil || n != 0
+	}
+	if refused() || unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0) != nil || !refused() {
+		return
+	}
+	_ = unix.Exec("/proc/self/exe", os.Args, os.Environ()) // or go on with those that are there
 }
 
 func parseDaemonSet(s string) (client.ObjectKey, error) {

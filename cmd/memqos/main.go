@@ -14,6 +14,9 @@ import (
 )
 
 func main() {
+	if len(os.Args) > 1 && os.Args[1] == "agent" {
+		refuseHugePages()
+	}
 	cmd := newCommand()
 	// kubectl runs its plugins by their names.
 	if strings.HasPrefix(filepath.Base(os.Args[0]), "kubectl-memqos") {
