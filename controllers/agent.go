@@ -149,6 +149,7 @@ type agent struct {
 	kills    *kills
 	history  *history
 	idle     atomic.Bool
+	tidied   time.Time
 
 	// For those who ask.
 	started  time.Time
@@ -215,6 +216,10 @@ func (a *agent) Start(ctx context.Context) error {
 	}
 }
 
+// tidyPeriod is how long what was counted of cgroups may outlive them: to look for each
+// is a seventh of what an idle agent does, if it is done before every full pass.
+const tidyPeriod = 10 * time.Minute
+
 // tidy is what comes before each full pass: files that the kubelet has taken over
 // are given back, and the ledger forgets cgroups that are gone.
 func (a *agent) tidy() {
@@ -229,8 +234,11 @@ func (a *agent) tidy() {
 		}
 	}
 	a.guard.tidy(tree)
-	a.kills.tidy(tree)
-	a.history.tidy(tree)
+	if now := time.Now(); now.Sub(a.tidied) >= tidyPeriod {
+		a.tidied = now
+		a.kills.tidy(tree)
+		a.history.tidy(tree)
+	}
 	if err := a.ledger.Prune(tree.Is); err != nil {
 		a.surveyor.log.Error(err, "the state was not tidied")
 	}
