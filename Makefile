@@ -27,7 +27,7 @@ demo: ## Boot a real node in a virtual machine, run memqos on it, show what it w
 	go run ./hack/demo
 
 .PHONY: test
-test: node unit browser chart fuzz e2e ## Run every test, those on real nodes included
+test: node unit browser chart prometheus fuzz e2e ## Run every test, those on real nodes included
 
 .PHONY: build
 build: ## Build bin/memqos, static

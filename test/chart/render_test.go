@@ -311,8 +311,10 @@ func TestRules(t *testing.T) {
 		t.Errorf("ClusterRole (-deploy/rbac.yaml +chart):\n%s", diff)
 	}
 	decode(t, render(t, "config: {metricsSecure: true}"), "ClusterRole", &got)
-	secure := append(want.Rules, rbacv1.PolicyRule{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
-		rbacv1.PolicyRule{APIGroups: []string{"authorization.k8s.io"}, Resources: []string{"subjectaccessreviews"}, Verbs: []string{"create"}})
+	secure := slices.Concat(want.Rules, []rbacv1.PolicyRule{
+		{APIGroups: []string{"authentication.k8s.io"}, Resources: []string{"tokenreviews"}, Verbs: []string{"create"}},
+		{APIGroups: []string{"authorization.k8s.io"}, Resources: []string{"subjectaccessreviews"}, Verbs: []string{"create"}},
+	})
 	if diff := cmp.Diff(secure, got.Rules); diff != "" {
 		t.Errorf("ClusterRole with secure metrics (-want +chart):\n%s", diff)
 	}
