@@ -22,6 +22,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
 	"k8s.io/apimachinery/pkg/util/yaml"
 	sigsyaml "sigs.k8s.io/yaml"
@@ -385,6 +386,36 @@ func TestOwnDaemonSet(t *testing.T) {
 		decode(t, out, "Role", &role)
 		if names := role.Rules[0].ResourceNames; role.Namespace != ds.Namespace || !slices.Equal(names, []string{ds.Name}) {
 			t.Errorf("%s: the Role is about %s/%q", values, role.Namespace, names)
+		}
+	}
+}
+
+// OpenShift admits the volumes that the pods have, and no other.
+func TestVolumesOfTheSCC(t *testing.T) {
+	for _, values := range []string{"openshift: {scc: true}", everything} {
+		out := render(t, values)
+		var ds appsv1.DaemonSet
+		decode(t, out, "DaemonSet", &ds)
+		var scc map[string]any
+		decode(t, out, "SecurityContextConstraints", &scc)
+		kinds, _, err := unstructured.NestedStringSlice(scc, "volumes")
+		if err != nil {
+			t.Fatal(err)
+		}
+		admitted := map[string]bool{}
+		for _, kind := range kinds {
+			admitted[kind] = true
+		}
+		used := map[string]bool{"projected": true} // the token
+		for _, v := range ds.Spec.Template.Spec.Volumes {
+			used["hostPath"] = used["hostPath"] || v.HostPath != nil
+			used["configMap"] = used["configMap"] || v.ConfigMap != nil
+			if v.Secret != nil {
+				used["secret"] = true
+			}
+		}
+		if diff := cmp.Diff(used, admitted); diff != "" {
+			t.Errorf("volumes (-used +admitted):\n%s", diff)
 		}
 	}
 }
