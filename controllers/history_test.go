@@ -36,7 +36,7 @@ func newPast(t *testing.T) *pastWorld {
 	t.Helper()
 	w := newWorld(t, podTree, burstable("p", "64Mi", "128Mi"))
 	p := &pastWorld{world: w, history: newHistory(), at: time.Unix(1_000_000, 0)}
-	p.history.now = func() time.Time { return p.at }
+	p.now = func() time.Time { return p.at }
 	dir, err := w.surveyor.site.Load().tree.Open(appDir + idApp)
 	if err != nil {
 		t.Fatal(err)
@@ -49,7 +49,7 @@ func newPast(t *testing.T) *pastWorld {
 // told is what a status says of the container.
 func (p *pastWorld) told(v status.Verdict) status.Cgroup {
 	c := status.Cgroup{Verdict: v}
-	p.history.tell(p.dir, &c)
+	p.tell(p.dir, &c)
 	return c
 }
 
@@ -81,13 +81,13 @@ func TestHistoryOfChanges(t *testing.T) {
 	s := &seen{dir: p.dir}
 	overwrite := func(to memory.Value, cause metrics.Cause) {
 		p.at = p.at.Add(time.Second)
-		p.history.overwritten(change{seen: s, file: memory.High, from: to}, 100*mi, cause)
+		p.overwritten(change{seen: s, file: memory.High, from: to}, 100*mi, cause)
 	}
 	repair := func(from memory.Value) {
 		p.at = p.at.Add(time.Second)
-		p.history.wrote(p.dir, memory.High, from, 100*mi)
+		p.wrote(p.dir, memory.High, from, 100*mi)
 	}
-	p.history.wrote(p.dir, memory.Min, 0, 64*mi)
+	p.wrote(p.dir, memory.Min, 0, 64*mi)
 	for range 3 {
 		overwrite(memory.Unlimited, metrics.Reset)
 		repair(memory.Unlimited)
@@ -152,15 +152,15 @@ func TestHistoryOfVerdicts(t *testing.T) {
 // Relaxed is said only where nothing else is to be said, with what the guard said.
 func TestHistoryOfTheGuard(t *testing.T) {
 	p := newPast(t)
-	p.history.guarded(p.dir, guard.Decision{Message: "memory.high raised from 1 to 2"})
-	p.history.guarded(p.dir, guard.Decision{}) // says nothing new
+	p.guarded(p.dir, guard.Decision{Message: "memory.high raised from 1 to 2"})
+	p.guarded(p.dir, guard.Decision{}) // says nothing new
 	s := seen{dir: p.dir}
 	p.history.saw([]seen{s}, outcome{}, func(inode uint64) bool { return inode == p.dir.Inode })
-	if got := p.history.cgroups[p.dir.Inode].verdict; got != status.Relaxed {
+	if got := p.cgroups[p.dir.Inode].verdict; got != status.Relaxed {
 		t.Errorf("verdict %s, want Relaxed", got)
 	}
 	c := status.Cgroup{Verdict: status.Relaxed, Relaxed: &status.Relaxation{Planned: 1}}
-	p.history.tell(p.dir, &c)
+	p.tell(p.dir, &c)
 	if c.Relaxed.Why != "memory.high raised from 1 to 2" {
 		t.Errorf("why: %q", c.Relaxed.Why)
 	}
@@ -181,7 +181,7 @@ func TestHistoryOfThrottling(t *testing.T) {
 	}
 	p.at = start.Add(50 * time.Second)
 	p.counters(12, 3000, 150)
-	p.history.counted(appDir + idApp)
+	p.counted(appDir + idApp)
 	p.at = start.Add(55 * time.Second)
 	want := &status.Throttling{From: start.Add(50 * time.Second), HighEvents: 2, SomeUsec: 2000, FullUsec: 50}
 	if diff := cmp.Diff(want, p.told(status.Fulfilled).Throttled); diff != "" {
@@ -190,7 +190,7 @@ func TestHistoryOfThrottling(t *testing.T) {
 	p.saw() // takes a sample, as the counters have changed
 	p.at = start.Add(100 * time.Second)
 	p.counters(20, 9000, 1150)
-	p.history.counted(appDir + idApp)
+	p.counted(appDir + idApp)
 	want = &status.Throttling{From: start.Add(100 * time.Second), HighEvents: 8, SomeUsec: 6000, FullUsec: 1000}
 	if diff := cmp.Diff(want, p.told(status.Fulfilled).Throttled); diff != "" {
 		t.Errorf("again (-want +got):\n%s", diff)
@@ -207,9 +207,9 @@ func TestHistoryOfKills(t *testing.T) {
 	p := newPast(t)
 	for i := range killsKept + 5 {
 		p.at = p.at.Add(time.Second)
-		p.history.killed(ctrl.Request{NamespacedName: client.ObjectKey{Namespace: "shop", Name: fmt.Sprint("web-", i)}}, "app", oom.Verdict{Cause: oom.PodLimit, Message: "m"})
+		p.killed(ctrl.Request{NamespacedName: client.ObjectKey{Namespace: "shop", Name: fmt.Sprint("web-", i)}}, "app", oom.Verdict{Cause: oom.PodLimit, Message: "m"})
 	}
-	got := p.history.lately()
+	got := p.lately()
 	if len(got) != killsKept {
 		t.Fatalf("%d kills, want the last %d", len(got), killsKept)
 	}
@@ -225,18 +225,18 @@ func TestHistoryForgets(t *testing.T) {
 	p := newPast(t)
 	p.saw()
 	tree := p.surveyor.site.Load().tree
-	p.history.tidy(tree)
-	if len(p.history.cgroups) != 1 || len(p.history.byPath) != 1 {
-		t.Fatalf("a cgroup that is there is forgotten: %d, %d", len(p.history.cgroups), len(p.history.byPath))
+	p.tidy(tree)
+	if len(p.cgroups) != 1 || len(p.byPath) != 1 {
+		t.Fatalf("a cgroup that is there is forgotten: %d, %d", len(p.cgroups), len(p.byPath))
 	}
 	at := filepath.Join(p.world.dir, appDir+idApp)
 	if err := os.Rename(at, at+"-gone"); err != nil {
 		t.Fatal(err)
 	}
 	cgrouptest.Add(t, p.world.dir, appDir+idApp)
-	p.history.tidy(tree)
-	if len(p.history.cgroups) != 0 || len(p.history.byPath) != 0 {
-		t.Errorf("a cgroup that is gone is kept: %d, %d", len(p.history.cgroups), len(p.history.byPath))
+	p.tidy(tree)
+	if len(p.cgroups) != 0 || len(p.byPath) != 0 {
+		t.Errorf("a cgroup that is gone is kept: %d, %d", len(p.cgroups), len(p.byPath))
 	}
 	var none *history
 	none.changed(p.dir, status.Change{})

@@ -311,8 +311,8 @@ func testOOM(t *testing.T, node *testnode.Node) {
 	}
 	one("oom-container", []string{"OutOfMemoryContainerLimit"}, "CONSTRAINT_MEMCG cri-containerd-", func() {
 		// A pod of one container reaches the pod's limit first, which the sandbox is charged to.
-		idle := strings.Replace(string(workloadPod("idle", "20Mi", "20Mi", "sleep")), "name: app", "name: idle", 1)
-		manifest := append(workloadPod("oom-container", "40Mi", "40Mi", "await", "/tmp/go", "100Mi"), idle[strings.Index(idle, "  - name: idle"):]...)
+		_, idle, _ := strings.Cut(string(workloadPod("idle", "20Mi", "20Mi", "sleep")), "containers:\n")
+		manifest := append(workloadPod("oom-container", "40Mi", "40Mi", "await", "/tmp/go", "100Mi"), strings.Replace(idle, "name: app", "name: idle", 1)...)
 		apply(t, node, manifest)
 		trigger("oom-container", "/tmp")
 	})

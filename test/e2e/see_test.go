@@ -274,7 +274,7 @@ func TestSee(t *testing.T) {
 	eventually(t, "top says that there are no agents", func() error {
 		_, errOut, err := v.try("top", "-A")
 		if err == nil || !strings.Contains(errOut, "there are no agents") {
-			return fmt.Errorf("it says %q (%v)", errOut, err)
+			return fmt.Errorf("it says %q", errOut)
 		}
 		return nil
 	})

@@ -337,9 +337,10 @@ func (s *stirrer) often() (stop func()) {
 		defer close(done)
 		for i := 0; ctx.Err() == nil; i++ {
 			// Each file is written too seldom for a contest.
-			if i%20 == 0 {
+			switch i % 20 {
+			case 0:
 				write(s.t, s.container(2, 1), "memory.high", "max\n")
-			} else if i%20 == 10 {
+			case 10:
 				write(s.t, s.container(2, 2), "memory.high", strconv.Itoa(100<<20+i*4096)+"\n")
 			}
 			write(s.t, s.container(0, 1), "memory.current", strconv.Itoa(90<<20+i%30<<20)+"\n")
