@@ -215,7 +215,10 @@ func ago(now, then time.Time) string {
 	case d < time.Minute:
 		return d.String()
 	case d < time.Hour:
-		return strings.TrimSuffix(d.String(), "0s")
+		if s, ok := strings.CutSuffix(d.String(), "m0s"); ok {
+			return s + "m"
+		}
+		return d.String()
 	}
 	return strings.TrimSuffix(d.Round(time.Minute).String(), "0s")
 }

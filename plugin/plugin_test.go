@@ -227,6 +227,17 @@ func TestExamine(t *testing.T) {
 	}
 }
 
+func TestAgo(t *testing.T) {
+	now := time.Now()
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0s", 59 * time.Second: "59s", time.Minute: "1m", 2*time.Minute + 50*time.Second: "2m50s", 2*time.Hour + 50*time.Second: "2h1m",
+	} {
+		if got := ago(now, now.Add(-d)); got != want {
+			t.Errorf("%s is shown as %s, want %s", d, got, want)
+		}
+	}
+}
+
 func TestPodName(t *testing.T) {
 	for _, tc := range []struct{ args, want string }{{"pod x", "x"}, {"pod/x", "x"}, {"po x", "x"}, {"deploy x", ""}, {"x", ""}, {"pod/x y", ""}} {
 		got, err := podName(strings.Fields(tc.args))
