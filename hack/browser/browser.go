@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"sync"
+	"time"
 
 	"github.com/chromedp/chromedp"
 )
@@ -39,6 +40,7 @@ func Start(ctx context.Context) (_ context.Context, stop func(), err error) {
 	}
 	allocator, stopAllocator := chromedp.NewExecAllocator(ctx,
 		chromedp.ExecPath(path), chromedp.UserDataDir(profile), chromedp.Headless, chromedp.NoSandbox, chromedp.DisableGPU,
+		chromedp.WSURLReadTimeout(3*time.Minute), // it starts slowly beside emulated nodes
 		chromedp.NoFirstRun, chromedp.Flag("disable-quic", true), chromedp.Flag("disable-background-networking", true),
 		chromedp.Flag("disable-component-update", true), chromedp.Flag("disable-sync", true), chromedp.Flag("hide-scrollbars", true))
 	ctx, stopBrowser := chromedp.NewContext(allocator)

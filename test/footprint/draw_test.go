@@ -31,12 +31,8 @@ var unverified = &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.C
 // them, as DIR/UID.png. It is not Grafana.
 func draw(t *testing.T, p *prometheus, dashboards []dashboard, vars *strings.Replacer, began time.Time, dir string) {
 	t.Helper()
-	ctx, stop, err := browser.Start(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer stop()
 	const column, row = 50, 34 // pixels
+	pages, heights := map[string]string{}, map[string]int{}
 	for _, d := range dashboards {
 		bottom := 0
 		var b strings.Builder
@@ -86,13 +82,20 @@ table { margin: 0 8px; border-collapse: collapse } td { padding: 2px 14px 2px 0 
 			}
 			b.WriteString("</section>")
 		}
-		page := write(t, t.TempDir(), "page.html", b.String())
+		pages[d.UID], heights[d.UID] = write(t, t.TempDir(), d.UID+".html", b.String()), 50+bottom*row
+	}
+	ctx, stop, err := browser.Start(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stop()
+	for name, page := range pages {
 		var png []byte
-		err := chromedp.Run(ctx, chromedp.EmulateViewport(24*column, int64(50+bottom*row)), chromedp.Navigate("file://"+page), chromedp.CaptureScreenshot(&png))
+		err := chromedp.Run(ctx, chromedp.EmulateViewport(24*column, int64(heights[name])), chromedp.Navigate("file://"+page), chromedp.CaptureScreenshot(&png))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := os.WriteFile(filepath.Join(dir, d.UID+".png"), png, 0o644); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, name+".png"), png, 0o644); err != nil {
 			t.Fatal(err)
 		}
 	}
