@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/http"
 	"path/filepath"
+	"runtime/debug"
 	"sync/atomic"
 	"time"
 
@@ -218,7 +219,7 @@ func (a *agent) Start(ctx context.Context) error {
 
 // tidyPeriod is how long what was counted of cgroups may outlive them: to look for each
 // is a seventh of what an idle agent does, if it is done before every full pass.
-const tidyPeriod = 10 * time.Minute
+const tidyPeriod = 5 * time.Minute
 
 // tidy is what comes before each full pass: files that the kubelet has taken over
 // are given back, and the ledger forgets cgroups that are gone.
@@ -238,6 +239,7 @@ func (a *agent) tidy() {
 		a.tidied = now
 		a.kills.tidy(tree)
 		a.history.tidy(tree)
+		go debug.FreeOSMemory() // what pods that came and went have left
 	}
 	if err := a.ledger.Prune(tree.Is); err != nil {
 		a.surveyor.log.Error(err, "the state was not tidied")
