@@ -48,11 +48,12 @@ type underPressure struct {
 var passLine = regexp.MustCompile(`pass \d+ took (\d+) ms and (\d+) major faults`)
 
 // squeeze: a victim looks at the pages of a file of 100 MiB; then one neighbour takes
-// all but 350 MiB of the node, and another one reads files again and again. What is
-// told is what the victim met from then on.
+// all but 250 MiB of the node, and another one does as the victim, with 300 MiB: what is
+// read once would not push out what is in use. What is told is what the victim met from
+// then on.
 func squeeze(t *testing.T, node *testnode.Node, of string, plot *series) underPressure {
 	t.Helper()
-	const file, room, d = 100 << 20, 350 << 20, 90 * time.Second
+	const file, room, d = 100 << 20, 250 << 20, 90 * time.Second
 	victim := burstablePod("victim", "128Mi", "map", "/tmp/data", "100Mi")
 	apply(t, node, victim)
 	log := func() [][]string {
@@ -72,7 +73,7 @@ func squeeze(t *testing.T, node *testnode.Node, of string, plot *series) underPr
 		}
 		return nil
 	})
-	reader := bestEffortPod("reader", "cache", "/tmp/data", "800Mi")
+	reader := bestEffortPod("reader", "map", "/tmp/data", "300Mi")
 	apply(t, node, reader)
 	eventually(t, "the reader reads", func() error {
 		if !strings.Contains(sh(t, node, "cat /var/log/pods/default_reader_*/app/*.log"), "wrote") {
