@@ -93,7 +93,7 @@ func nodeStatus(node string) *status.NodeStatus {
 	}
 }
 
-func connect(t *testing.T, a *api) *cluster {
+func connect(t testing.TB, a *api) *cluster {
 	t.Helper()
 	server := httptest.NewServer(a)
 	t.Cleanup(server.Close)
@@ -109,18 +109,17 @@ func connect(t *testing.T, a *api) *cluster {
 func TestTwoHundredNodes(t *testing.T) {
 	a := &api{nodes: 200, dead: "node-007"}
 	c := connect(t, a)
-	start := time.Now()
+	c.timeout = 10 * time.Second // a busy machine may take more than 2 s for the living
 	agents, err := c.agents(t.Context(), "")
 	if err != nil {
 		t.Fatal(err)
 	}
 	answers := c.ask(t.Context(), agents, "", "")
-	took := time.Since(start)
 	good := 0
 	for _, x := range answers {
 		if x.Err == nil {
 			good++
-		} else if x.Node != "node-007" || !strings.Contains(x.Err.Error(), "no answer within 2s") {
+		} else if x.Node != "node-007" || !strings.Contains(x.Err.Error(), "no answer within 10s") {
 			t.Errorf("node %s: %v", x.Node, x.Err)
 		}
 	}
@@ -133,10 +132,25 @@ func TestTwoHundredNodes(t *testing.T) {
 	if a.most > inFlight || a.most < 2 {
 		t.Errorf("%d requests at the same time, want at most %d", a.most, inFlight)
 	}
-	t.Logf("200 nodes, one dead with a timeout of 2 s: %s, %d requests, at most %d at the same time", took.Round(time.Millisecond), a.requests.Load(), a.most)
+	t.Logf("200 nodes, one dead: %d requests, at most %d at the same time", a.requests.Load(), a.most)
 	var errOut bytes.Buffer
 	if err := complain(&errOut, answers); err != nil || !strings.Contains(errOut.String(), "node node-007: no answer") {
 		t.Errorf("%v, %q", err, errOut.String())
+	}
+}
+
+// How long top waits for 200 nodes, one of which is dead, with the timeout that it has
+// by default.
+func BenchmarkTwoHundredNodes(b *testing.B) {
+	c := connect(b, &api{nodes: 200, dead: "node-007"})
+	for b.Loop() {
+		agents, err := c.agents(b.Context(), "")
+		if err != nil {
+			b.Fatal(err)
+		}
+		if n := len(c.ask(b.Context(), agents, "", "")); n != 200 {
+			b.Fatalf("%d answers, want 200", n)
+		}
 	}
 }
 
