@@ -78,7 +78,7 @@ func accessOf(api *rest.Config) (*access, error) {
 func (a *access) filter(log logr.Logger, next http.Handler) (http.Handler, error) {
 	return http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		status, err := a.ask(req)
-		if err != nil {
+		if err != nil && req.Context().Err() == nil { // whoever asked still waits
 			log.Error(err, "the API server was not asked who may see the metrics")
 		}
 		if status != http.StatusOK {
