@@ -4,6 +4,7 @@ import (
 	"context"
 	"maps"
 	"path"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,8 +24,8 @@ const (
 	// kernel counts oom in one cgroup before oom_kill in another.
 	settle = time.Second
 	// reported is how long a kill whose counters went with the cgroup waits for the
-	// pod's status to tell of it.
-	reported = 15 * time.Second
+	// pod's status to tell of it: a node that ran out of memory has a slow kubelet.
+	reported = 2 * time.Minute
 )
 
 // kills tells why containers were killed for memory. It compares the kernel's
@@ -56,6 +57,9 @@ type tally struct {
 	base, recent oom.Counters
 	recentAt     time.Time
 	killedAt     time.Time // when a kill was noticed that is not explained yet
+	// named are the containers of a pod of which is told already, of what its counters
+	// tell of.
+	named []string
 }
 
 func newKills(pods client.Reader, s *surveyor, a *announcer, m *metrics.Metrics, log logr.Logger) *kills {
@@ -176,9 +180,7 @@ func (k *kills) explain(ctx context.Context, site *site, now time.Time) (more bo
 		for _, dir := range containers {
 			k.tell(ctx, site, dir, k.tallies[dir], nil)
 		}
-		for _, dir := range containers {
-			k.told(site, dir)
-		}
+		k.toldContainers(site, containers)
 	}
 	// The pods' counters include what was told: what is left went with its cgroup.
 	for dir, t := range k.tallies {
@@ -204,12 +206,31 @@ func (t *tally) podOf(dir string) string {
 	return path.Dir(dir)
 }
 
-// told counts anew from here, in a cgroup and above it.
-func (k *kills) told(site *site, dir string) {
-	pod := k.tallies[dir].podOf(dir)
-	for _, d := range []string{dir, pod, path.Dir(pod), site.tree.Layout.Root} {
-		if t := k.tallies[d]; t != nil {
-			t.base, t.killedAt = t.recent, time.Time{}
+// toldContainers counts anew from here in containers, and above them unless their pods'
+// counters tell of more: of containers that went with their cgroups, or are to come.
+func (k *kills) toldContainers(site *site, dirs []string) {
+	told := map[string]uint64{} // by pod
+	for _, dir := range dirs {
+		t := k.tallies[dir]
+		pod := t.podOf(dir)
+		told[pod] += t.recent.Since(t.base).Total.OOMKill
+		if p := k.tallies[pod]; p != nil {
+			p.named = append(p.named, t.container)
+		}
+		t.base, t.killedAt = t.recent, time.Time{}
+	}
+	for pod, kills := range told {
+		if p := k.tallies[pod]; p == nil || p.recent.Since(p.base).Total.OOMKill <= kills {
+			k.told(site, pod)
+		}
+	}
+}
+
+// told counts anew from here, in a pod and above it.
+func (k *kills) told(site *site, pod string) {
+	for _, dir := range []string{pod, path.Dir(pod), site.tree.Layout.Root} {
+		if t := k.tallies[dir]; t != nil {
+			t.base, t.killedAt, t.named = t.recent, time.Time{}, nil
 		}
 	}
 }
@@ -262,11 +283,14 @@ func (k *kills) tell(ctx context.Context, site *site, dir string, t *tally, stat
 func (k *kills) explainGone(ctx context.Context, site *site, dir string, t *tally, now time.Time) (more bool) {
 	var pod corev1.Pod
 	if err := k.pods.Get(ctx, t.request.NamespacedName, &pod); err != nil {
-		t.base, t.killedAt = t.recent, time.Time{}
+		t.base, t.killedAt, t.named = t.recent, time.Time{}, nil
 		return false
 	}
 	for i := range pod.Status.ContainerStatuses {
 		s := &pod.Status.ContainerStatuses[i]
+		if slices.Contains(t.named, s.Name) {
+			continue
+		}
 		for _, end := range []*corev1.ContainerStateTerminated{s.State.Terminated, s.LastTerminationState.Terminated} {
 			if end == nil || end.FinishedAt.Time.Before(t.killedAt.Add(-2*settle).Truncate(time.Second)) {
 				continue
@@ -282,7 +306,7 @@ func (k *kills) explainGone(ctx context.Context, site *site, dir string, t *tall
 		}
 	}
 	if now.Sub(t.killedAt) > reported {
-		t.base, t.killedAt = t.recent, time.Time{}
+		t.base, t.killedAt, t.named = t.recent, time.Time{}, nil
 		return false
 	}
 	return true

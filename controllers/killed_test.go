@@ -138,6 +138,44 @@ func TestGroupKill(t *testing.T) {
 	}
 }
 
+// Of two containers that were killed together, one's counters went with its cgroup: the
+// pod's tell that there was another, and its status which.
+func TestGroupKillOfOneThatIsGone(t *testing.T) {
+	idSecond := strings.Repeat("5", 64)
+	second := podDir + "/" + idSecond
+	p := burstable("p", "64Mi", "128Mi")
+	p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "second"})
+	p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{Name: "second", ContainerID: "containerd://" + idSecond})
+	w := &killWorld{newWorld(t, podTree+"\n"+second, p)}
+	for _, dir := range []string{"kubepods", "kubepods/burstable", podDir, podDir + "/" + idApp, second} {
+		w.events(dir, 0, 0, 0)
+	}
+	w.mustReconcilePod("p")
+	w.reconcileNode()
+	if err := os.RemoveAll(filepath.Join(w.dir, second)); err != nil {
+		t.Fatal(err)
+	}
+	w.events(podDir+"/"+idApp, 0, 0, 1)
+	w.events(podDir, 1, 1, 2)
+	cgrouptest.Write(t, filepath.Join(w.dir, podDir, "memory.events.local"), "low 0\nhigh 0\nmax 0\noom 1\noom_kill 0\noom_group_kill 1")
+	w.events("kubepods", 0, 1, 2)
+	if got := w.told(); len(got) != 1 || !strings.Contains(got[0], "OutOfMemoryGroupKill container app") {
+		t.Errorf("announced %q, want that of app", got)
+	}
+	for i := range p.Status.ContainerStatuses {
+		p.Status.ContainerStatuses[i].State.Terminated = &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", FinishedAt: metav1.Now()}
+	}
+	var pod corev1.Pod
+	if err := w.pods.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &pod); err != nil {
+		t.Fatal(err)
+	}
+	pod.Status.ContainerStatuses = p.Status.ContainerStatuses
+	if err := w.pods.Status().Update(t.Context(), &pod); err != nil {
+		t.Fatal(err)
+	}
+	w.tells("OutOfMemoryGroupKill container second")
+}
+
 // The counters went with the cgroup before they were read: the pod's have kept the
 // kill, and its status says whose it was.
 func TestKillOfAContainerThatIsGone(t *testing.T) {

@@ -331,6 +331,12 @@ func testOOM(t *testing.T, node *testnode.Node) {
 		manifest := strings.Replace(string(bestEffortPod("oom-node", "await", "/tmp/go", "3000Mi")), "namespace: default", `namespace: default, annotations: {"memqos.io/memory-high": disabled}`, 1)
 		apply(t, node, []byte(manifest))
 		trigger("oom-node", "/tmp")
+		eventually(t, "the kernel kills", func() error {
+			if !oomLine.MatchString(sh(t, node, "dmesg")) {
+				return fmt.Errorf("not yet")
+			}
+			return nil
+		})
 	})
 	figures(t, "oom", kills)
 	for _, pod := range []string{"oom-container", "oom-pod", "oom-group", "oom-node"} {
