@@ -47,14 +47,13 @@ type underPressure struct {
 
 var passLine = regexp.MustCompile(`pass \d+ took (\d+) ms and (\d+) major faults`)
 
-// squeeze: a victim looks at the pages of a file of 100 MiB; then one neighbour takes
-// all but 250 MiB of the node, and another one does as the victim, with 300 MiB: what is
-// read once would not push out what is in use. What is told is what the victim met from
-// then on.
+// squeeze: a victim has something to do every 15 s: it looks at the pages of a file of
+// 100 MiB. Then one neighbour takes all but 250 MiB of the node, and another one looks at
+// those of 300 MiB without a pause. What is told is what the victim met from then on.
 func squeeze(t *testing.T, node *testnode.Node, of string, plot *series) underPressure {
 	t.Helper()
-	const file, room, d = 100 << 20, 250 << 20, 90 * time.Second
-	victim := burstablePod("victim", "128Mi", "map", "/tmp/data", "100Mi")
+	const file, room, d = 100 << 20, 250 << 20, 150 * time.Second
+	victim := burstablePod("victim", "128Mi", "map", "/tmp/data", "100Mi", "15s")
 	apply(t, node, victim)
 	log := func() [][]string {
 		return passLine.FindAllStringSubmatch(sh(t, node, "cat /var/log/pods/default_victim_*/app/*.log"), -1)
@@ -73,7 +72,7 @@ func squeeze(t *testing.T, node *testnode.Node, of string, plot *series) underPr
 		}
 		return nil
 	})
-	reader := bestEffortPod("reader", "map", "/tmp/data", "300Mi")
+	reader := bestEffortPod("reader", "map", "/tmp/data", "300Mi", "0s")
 	apply(t, node, reader)
 	eventually(t, "the reader reads", func() error {
 		if !strings.Contains(sh(t, node, "cat /var/log/pods/default_reader_*/app/*.log"), "wrote") {

@@ -21,8 +21,8 @@ const usage = `usage: workload sleep
        workload alloc SIZE       touch SIZE of anonymous memory gradually, then sleep
        workload hot SIZE         likewise, then touch it again and again
        workload cache FILE SIZE  write SIZE to FILE, read it again and again
-       workload map FILE SIZE    write SIZE to FILE, map it, look at its pages in random order again and again,
-                                 and print the time and the major faults that each pass took
+       workload map FILE SIZE PAUSE  write SIZE to FILE, map it, look at its pages in random order, again after
+                                 each PAUSE (such as 15s), and print the time and the major faults of each pass
        workload fill FILE SIZE   write SIZE to FILE and end
        workload await FILE SIZE  once FILE is there, as alloc
        workload later FILE SIZE  once FILE is there, as fill
@@ -74,6 +74,16 @@ func run(args []string) error {
 		for {
 			held = append(held[:0], []byte{1})
 		}
+	case len(args) == 4 && args[0] == "map":
+		size, err := parseSize(args[2])
+		if err != nil {
+			return err
+		}
+		pause, err := time.ParseDuration(args[3])
+		if err != nil {
+			return err
+		}
+		return lookUp(args[1], size, pause)
 	case len(args) == 3:
 		size, err := parseSize(args[2])
 		if err != nil {
@@ -89,8 +99,6 @@ func runOn(form, path string, size int) error {
 	switch form {
 	case "cache":
 		return readAgain(path, size)
-	case "map":
-		return lookUp(path, size)
 	case "fill":
 		return write(path, size)
 	case "compile": // what build runs
@@ -217,7 +225,7 @@ func readAgain(path string, size int) error {
 }
 
 // lookUp is a program whose working set is a file, as that of a database.
-func lookUp(path string, size int) error {
+func lookUp(path string, size int, pause time.Duration) error {
 	if err := write(path, size); err != nil {
 		return err
 	}
@@ -249,6 +257,6 @@ func lookUp(path string, size int) error {
 			sum += data[page*os.Getpagesize()]
 		}
 		fmt.Printf("pass %d took %d ms and %d major faults (%d)\n", pass, time.Since(start).Milliseconds(), faults()-before, sum)
-		time.Sleep(time.Second)
+		time.Sleep(pause)
 	}
 }
