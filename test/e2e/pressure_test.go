@@ -159,7 +159,9 @@ func TestSafetyRail(t *testing.T) {
 	t.Parallel()
 	node := bareNode(t, testnode.Options{
 		Kubernetes: "1.27.4", CgroupDriver: "systemd", MemoryMiB: 1536,
-		KubeletConfig: map[string]any{"evictionHard": map[string]any{"memory.available": "1Mi"}},
+		KubeletConfig: map[string]any{ // nothing reserved, as kubeadm leaves it
+			"evictionHard": map[string]any{"memory.available": "1Mi"}, "systemReserved": map[string]any{"memory": "0"}, "kubeReserved": map[string]any{"memory": "0"},
+		},
 	})
 	config := func(reserve string) string { return safetyConfig + "rails: {systemReserve: " + reserve + "}\n" }
 	agent, err := nodeagent.Install(t.Context(), node, root, config("512Mi"))
