@@ -646,7 +646,7 @@ func testStalls(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, size 
 		manifest := stallPod(name)
 		beyond := i%5 == 4
 		if beyond { // more than the limit
-			manifest = []byte(strings.Replace(string(manifest), "alloc, 300Mi", "alloc, 500Mi", 1))
+			manifest = workloadPod(name, "16Mi", "400Mi", "alloc", "500Mi")
 		}
 		if err := node.Apply(t.Context(), manifest); err != nil {
 			t.Fatal(err)
