@@ -255,6 +255,10 @@ func (w *Watcher) count() {
 	w.unwatchedNum.Store(int64(len(w.unwatched)))
 }
 
+// countedOut is how long after a watch's end its place is free, and more
+// (inotify_ignored_and_remove_idr in fs/notify/inotify).
+const countedOut = 100 * time.Millisecond
+
 // batch handles what one read(2) gave: struct inotify_event, each with a name that
 // is padded with zeroes.
 func (w *Watcher) batch(buf []byte) {
@@ -281,7 +285,11 @@ func (w *Watcher) batch(buf []byte) {
 		w.resync()
 		w.report(Event{Kind: Lost})
 	case w.freed:
-		w.retry()
+		if w.retry(); len(w.unwatched) > 0 {
+			// The kernel tells of a watch's end a moment before it counts it out.
+			w.again.Store(true)
+			_ = w.inotify.SetReadDeadline(time.Now().Add(countedOut)) // fails once closed, as the next read will
+		}
 	}
 	w.freed = false
 	w.count()
