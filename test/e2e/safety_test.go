@@ -141,6 +141,7 @@ func TestSafety(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	start(t, agent)
 	t.Run("page cache", func(t *testing.T) { testPageCache(t, node, agent, config) })
 	t.Run("killed", func(t *testing.T) { testOOM(t, node) })
 	t.Run("way back", func(t *testing.T) { testWayBack(t, node, agent, size, before, config) })
@@ -195,7 +196,6 @@ func testPageCache(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, co
 			t.Fatal(err)
 		}
 	}
-	start(t, agent)
 	for _, left := range []int64{0, 256 << 10, 512 << 10, 1 << 20, 2 << 20} {
 		once(fmt.Sprintf("by hand, memory.max less %d", left), `"memqos.io/keep": memory.min`, func(dir string) {
 			// A page more than the pod requests: to the byte it would pass for a kubelet's.
@@ -510,6 +510,7 @@ func testWayBack(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, size
 	if err := agent.Configure(t.Context(), config); err != nil {
 		t.Fatal(err)
 	}
+	start(t, agent)
 }
 
 // testLanding: memqos comes to a node of busy pods that use more than their memory.high.
@@ -633,7 +634,6 @@ func fullStalls(t *testing.T, node *testnode.Node) map[string][2]time.Duration {
 // testStalls: programs that stand still at memory.high are let go, and get all that
 // they want or are killed at their limit.
 func testStalls(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, size safety) {
-	start(t, agent)
 	before := metric(t, agent, "memqos_guard_changes_total", map[string]string{"reason": "MemoryThrottleRelaxed"})
 	type run struct {
 		Relaxed, Ended float64 // seconds after memory.high was reached
