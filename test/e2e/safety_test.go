@@ -185,7 +185,7 @@ func testPageCache(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, co
 		sh(t, node, "touch /proc/$(head -n 1 "+dir+"/cgroup.procs)/root/tmp/go")
 		eventually(t, "the file is written, or the program is killed", func() error {
 			ended := terminated(t, node, name)
-			r.Killed = ended == "OOMKilled"
+			r.Killed = ended != "Completed" // the runtime does not always see why
 			if ended == "" {
 				return fmt.Errorf("it runs")
 			}
@@ -674,7 +674,7 @@ func testStalls(t *testing.T, node *testnode.Node, agent *nodeagent.Agent, size 
 			}
 			if beyond {
 				if ended := terminated(t, node, name); ended != "" {
-					r.Ended, r.OOMKilled = at, ended == "OOMKilled"
+					r.Ended, r.OOMKilled = at, ended != "Completed" // the runtime does not always see why; the event below does
 					return nil
 				}
 				return fmt.Errorf("it runs")
