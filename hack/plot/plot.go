@@ -122,6 +122,9 @@ func (c *Chart) SVG() string {
 			fmt.Fprintf(&d, "%c%.1f %.1f", command, px(p.X), py(p.Y))
 		}
 		fmt.Fprintf(&b, `<path d="%s" fill="none" stroke="%s" stroke-width="1.5"/>`+"\n", d.String(), colour)
+		if line := c.Lines[name]; len(line) == 1 { // which is no line
+			fmt.Fprintf(&b, `<circle cx="%.1f" cy="%.1f" r="3" fill="%s"/>`+"\n", px(line[0].X), py(line[0].Y), colour)
+		}
 		y := float64(top + 16*i)
 		fmt.Fprintf(&b, `<path d="M%d %.1fh16" stroke="%s" stroke-width="3"/>`+"\n", width-right+10, y, colour)
 		text(float64(width-right+32), y+4, "start", "", name)
