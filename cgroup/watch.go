@@ -321,8 +321,8 @@ func (w *Watcher) event(wd int32, mask uint32, name []byte) {
 		if n := w.nodes[wd]; n != nil {
 			delete(w.nodes, wd)
 			n.wd = 0
-			w.freed = true
 		}
+		w.freed = true // also of one that was removed before: only now it is free
 	case mask&unix.IN_ISDIR == 0: // a file made or removed, in a fixture
 	case mask&unix.IN_CREATE != 0:
 		if n := w.nodes[wd]; n != nil {
