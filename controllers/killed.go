@@ -57,9 +57,10 @@ type tally struct {
 	base, recent oom.Counters
 	recentAt     time.Time
 	killedAt     time.Time // when a kill was noticed that is not explained yet
-	// named are the containers of a pod of which is told already, of what its counters
-	// tell of.
+	// Of a pod: the containers of which is told already, and how many kills of those
+	// since base that are.
 	named []string
+	told  uint64
 }
 
 func newKills(pods client.Reader, s *surveyor, a *announcer, m *metrics.Metrics, log logr.Logger) *kills {
@@ -75,6 +76,9 @@ func (k *kills) follow(request ctrl.Request, cgroups []seen) {
 	defer k.mu.Unlock()
 	for i := range cgroups {
 		s := &cgroups[i]
+		if path.Base(s.Cgroup.Cgroup) == cgroup.CrunChild {
+			continue // the scope counts what happens in it
+		}
 		t := k.tallies[s.Cgroup.Cgroup]
 		if t == nil || t.inode != s.dir.Inode {
 			total, local, err := s.dir.Events()
@@ -195,49 +199,43 @@ func (k *kills) explain(ctx context.Context, site *site, now time.Time) (more bo
 	return more
 }
 
-// podOf is the pod's cgroup that a tally's is, or is beneath.
-func (t *tally) podOf(dir string) string {
-	if t.container == "" {
-		return dir
-	}
-	if path.Base(dir) == cgroup.CrunChild {
-		dir = path.Dir(dir)
-	}
-	return path.Dir(dir)
-}
-
 // toldContainers counts anew from here in containers, and above them unless their pods'
 // counters tell of more: of containers that went with their cgroups, or are to come.
 func (k *kills) toldContainers(site *site, dirs []string) {
-	told := map[string]uint64{} // by pod
 	for _, dir := range dirs {
 		t := k.tallies[dir]
-		pod := t.podOf(dir)
-		told[pod] += t.recent.Since(t.base).Total.OOMKill
-		if p := k.tallies[pod]; p != nil {
+		if p := k.tallies[path.Dir(dir)]; p != nil {
 			p.named = append(p.named, t.container)
+			p.told += t.recent.Since(t.base).Total.OOMKill
 		}
-		t.base, t.killedAt = t.recent, time.Time{}
+		t.begin()
 	}
-	for pod, kills := range told {
-		if p := k.tallies[pod]; p == nil || p.recent.Since(p.base).Total.OOMKill <= kills {
-			k.told(site, pod)
+	for _, dir := range dirs {
+		pod := path.Dir(dir)
+		if p := k.tallies[pod]; p == nil || p.recent.Since(p.base).Total.OOMKill <= p.told {
+			k.toldPod(site, pod)
 		}
 	}
 }
 
-// told counts anew from here, in a pod and above it.
-func (k *kills) told(site *site, pod string) {
+// toldPod counts anew from here, in a pod and above it.
+func (k *kills) toldPod(site *site, pod string) {
 	for _, dir := range []string{pod, path.Dir(pod), site.tree.Layout.Root} {
 		if t := k.tallies[dir]; t != nil {
-			t.base, t.killedAt, t.named = t.recent, time.Time{}, nil
+			t.begin()
 		}
 	}
 }
+
+// begin counts anew from here.
+func (t *tally) begin() { t.base, t.killedAt, t.named, t.told = t.recent, time.Time{}, nil, 0 }
 
 // tell explains one kill. status is the container's if its counters are gone.
 func (k *kills) tell(ctx context.Context, site *site, dir string, t *tally, status *corev1.ContainerStatus) {
-	podDir := t.podOf(dir)
+	podDir := dir
+	if t.container != "" {
+		podDir = path.Dir(dir)
+	}
 	above := path.Dir(podDir)
 	o := oom.Observation{Usage: t.usage, Values: t.values, Status: status}
 	if status == nil {
@@ -283,7 +281,7 @@ func (k *kills) tell(ctx context.Context, site *site, dir string, t *tally, stat
 func (k *kills) explainGone(ctx context.Context, site *site, dir string, t *tally, now time.Time) (more bool) {
 	var pod corev1.Pod
 	if err := k.pods.Get(ctx, t.request.NamespacedName, &pod); err != nil {
-		t.base, t.killedAt, t.named = t.recent, time.Time{}, nil
+		t.begin()
 		return false
 	}
 	for i := range pod.Status.ContainerStatuses {
@@ -301,12 +299,12 @@ func (k *kills) explainGone(ctx context.Context, site *site, dir string, t *tall
 				}
 			}
 			k.tell(ctx, site, dir, t, s)
-			k.told(site, dir)
+			k.toldPod(site, dir)
 			return false
 		}
 	}
 	if now.Sub(t.killedAt) > reported {
-		t.base, t.killedAt, t.named = t.recent, time.Time{}, nil
+		t.begin()
 		return false
 	}
 	return true

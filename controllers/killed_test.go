@@ -99,27 +99,32 @@ func TestKills(t *testing.T) {
 	})
 }
 
-// Two containers of a pod that memory.oom.group has killed together, the second noticed
-// a moment after the first.
-func TestGroupKill(t *testing.T) {
-	idSecond := strings.Repeat("5", 64)
-	second := podDir + "/" + idSecond
+// groupWorld is a killWorld whose pod has a second container, of which memory.oom.group
+// of the pod has killed both.
+func groupWorld(t *testing.T) (w *killWorld, second string) {
+	id := strings.Repeat("5", 64)
+	second = podDir + "/" + id
 	p := burstable("p", "64Mi", "128Mi")
 	p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "second"})
-	p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{Name: "second", ContainerID: "containerd://" + idSecond})
-	w := &killWorld{newWorld(t, podTree+"\n"+second, p)}
-	all := []string{"kubepods", "kubepods/burstable", podDir, podDir + "/" + idApp, second}
-	for _, dir := range all {
+	p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{Name: "second", ContainerID: "containerd://" + id})
+	w = &killWorld{newWorld(t, podTree+"\n"+second, p)}
+	for _, dir := range []string{"kubepods", "kubepods/burstable", podDir, podDir + "/" + idApp, second} {
 		w.events(dir, 0, 0, 0)
 	}
 	w.mustReconcilePod("p")
 	w.reconcileNode()
-	k, site := w.pod.kills, w.surveyor.site.Load()
-	now := time.Now()
 	w.events(podDir+"/"+idApp, 0, 0, 1)
 	w.events(podDir, 1, 1, 2)
 	cgrouptest.Write(t, filepath.Join(w.dir, podDir, "memory.events.local"), "low 0\nhigh 0\nmax 0\noom 1\noom_kill 0\noom_group_kill 1")
 	w.events("kubepods", 0, 1, 2)
+	return w, second
+}
+
+// The second is noticed a moment after the first.
+func TestGroupKill(t *testing.T) {
+	w, second := groupWorld(t)
+	k, site := w.pod.kills, w.surveyor.site.Load()
+	now := time.Now()
 	for _, dir := range []string{podDir + "/" + idApp, podDir, "kubepods"} {
 		k.counted(dir)
 	}
@@ -138,42 +143,77 @@ func TestGroupKill(t *testing.T) {
 	}
 }
 
-// Of two containers that were killed together, one's counters went with its cgroup: the
-// pod's tell that there was another, and its status which.
-func TestGroupKillOfOneThatIsGone(t *testing.T) {
-	idSecond := strings.Repeat("5", 64)
-	second := podDir + "/" + idSecond
-	p := burstable("p", "64Mi", "128Mi")
-	p.Spec.Containers = append(p.Spec.Containers, corev1.Container{Name: "second"})
-	p.Status.ContainerStatuses = append(p.Status.ContainerStatuses, corev1.ContainerStatus{Name: "second", ContainerID: "containerd://" + idSecond})
-	w := &killWorld{newWorld(t, podTree+"\n"+second, p)}
-	for _, dir := range []string{"kubepods", "kubepods/burstable", podDir, podDir + "/" + idApp, second} {
-		w.events(dir, 0, 0, 0)
-	}
-	w.mustReconcilePod("p")
-	w.reconcileNode()
-	if err := os.RemoveAll(filepath.Join(w.dir, second)); err != nil {
-		t.Fatal(err)
-	}
-	w.events(podDir+"/"+idApp, 0, 0, 1)
-	w.events(podDir, 1, 1, 2)
-	cgrouptest.Write(t, filepath.Join(w.dir, podDir, "memory.events.local"), "low 0\nhigh 0\nmax 0\noom 1\noom_kill 0\noom_group_kill 1")
-	w.events("kubepods", 0, 1, 2)
+// The second is noticed when the first is told already; then nothing of it is left, and
+// what comes next is told by itself.
+func TestGroupKillInTwo(t *testing.T) {
+	w, second := groupWorld(t)
 	if got := w.told(); len(got) != 1 || !strings.Contains(got[0], "OutOfMemoryGroupKill container app") {
 		t.Errorf("announced %q, want that of app", got)
 	}
-	for i := range p.Status.ContainerStatuses {
-		p.Status.ContainerStatuses[i].State.Terminated = &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", FinishedAt: metav1.Now()}
+	k, site := w.pod.kills, w.surveyor.site.Load()
+	count := func() []string {
+		for _, dir := range []string{second, podDir, "kubepods/burstable", "kubepods"} {
+			k.counted(dir)
+		}
+		now := time.Now()
+		k.count(site.tree, now)
+		k.explain(w.Context(), site, now.Add(2*settle))
+		return w.announced()
+	}
+	w.events(second, 0, 0, 1)
+	if got := count(); len(got) != 1 || !strings.Contains(got[0], "OutOfMemoryGroupKill container second") {
+		t.Errorf("announced %q, want that of second", got)
+	}
+	w.events(second, 1, 1, 2)
+	w.events(podDir, 1, 2, 3)
+	w.events("kubepods", 0, 2, 3)
+	if got := count(); len(got) != 1 || !strings.Contains(got[0], "OutOfMemoryContainerLimit container second") {
+		t.Errorf("announced %q, want ContainerLimit of second", got)
+	}
+	if more := k.explain(w.Context(), site, time.Now()); more {
+		t.Error("something is still to be told")
+	}
+}
+
+// The second's counters went with its cgroup: the pod's tell that there was another, and
+// its status which.
+func TestGroupKillOfOneThatIsGone(t *testing.T) {
+	w, second := groupWorld(t)
+	if err := os.RemoveAll(filepath.Join(w.dir, second)); err != nil {
+		t.Fatal(err)
+	}
+	if got := w.told(); len(got) != 1 || !strings.Contains(got[0], "OutOfMemoryGroupKill container app") {
+		t.Errorf("announced %q, want that of app", got)
 	}
 	var pod corev1.Pod
 	if err := w.pods.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &pod); err != nil {
 		t.Fatal(err)
 	}
-	pod.Status.ContainerStatuses = p.Status.ContainerStatuses
+	for i := range pod.Status.ContainerStatuses {
+		pod.Status.ContainerStatuses[i].State.Terminated = &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", FinishedAt: metav1.Now()}
+	}
 	if err := w.pods.Status().Update(t.Context(), &pod); err != nil {
 		t.Fatal(err)
 	}
 	w.tells("OutOfMemoryGroupKill container second")
+}
+
+// With crun the scope and what is in it count the same kill: it is told once.
+func TestKillWithCrun(t *testing.T) {
+	scope := podDir + "/" + idApp
+	w := &killWorld{newWorld(t, podTree+"\n"+scope+"/container 0 0 max 134217728", burstable("p", "64Mi", "128Mi"))}
+	dirs := []string{"kubepods", "kubepods/burstable", podDir, scope, scope + "/container"}
+	for _, dir := range dirs {
+		w.events(dir, 0, 0, 0)
+	}
+	w.mustReconcilePod("p")
+	w.reconcileNode()
+	w.events(scope+"/container", 1, 1, 1)
+	for _, dir := range dirs[:4] {
+		w.events(dir, 0, 1, 1)
+	}
+	w.pod.kills.counted(scope + "/container")
+	w.tells("OutOfMemoryContainerLimit container app")
 }
 
 // The counters went with the cgroup before they were read: the pod's have kept the
