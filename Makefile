@@ -66,6 +66,7 @@ browser: ## Test the status page in a real Chromium, which is installed
 images: $(HELM) ## Take the pictures in docs/images, from a real node
 	mkdir -p docs/images
 	HELM=$(HELM) MEMQOS_IMAGES=$(CURDIR)/docs/images go test -tags e2e -count=1 -timeout 40m -v -run 'TestSee$$' ./test/e2e
+	go run ./hack/term/cmd/term docs/images/*.txt
 
 .PHONY: fuzz
 fuzz: ## Fuzz every parser for FUZZTIME (15s)
@@ -84,8 +85,8 @@ e2e-time: ## Measure in-time behaviour at length: MEMQOS_STARTS (50) container s
 	MEMQOS_STARTS=$(or $(MEMQOS_STARTS),50) go test -tags e2e -count=1 -timeout 120m -v -run '$(or $(RUN),TestInTime|TestFaults|TestCost)' ./test/e2e
 
 .PHONY: e2e-safety
-e2e-safety: ## Run the experiments of docs/safety.md at length, into _artifacts/safety; about 25 minutes
-	MEMQOS_SAFETY=1 go test -tags e2e -count=1 -timeout 60m -parallel 1 -v -run '$(or $(RUN),TestSafety)' ./test/e2e
+e2e-safety: ## Run the experiments of docs/safety.md at length, into _artifacts/safety; an hour and a half
+	MEMQOS_SAFETY=1 go test -tags e2e -count=1 -timeout 150m -parallel 1 -v -run '$(or $(RUN),TestSafety)' ./test/e2e
 
 .PHONY: plots
 plots: ## Draw docs/safety/*.svg and docs/images/*.svg from the CSV and the terminals' text beside them

@@ -143,14 +143,14 @@ func TestSafetyProtection(t *testing.T) {
 // railed is how the system's own services fare beside a pod whose request is all of
 // the node.
 type railed struct {
-	SystemReserve  string
-	KubepodsMin    int64   // bytes
-	Answered, Of   int     // probes, of a program that the system starts
-	MedianProbeMs  int64   // of those
-	SystemMajor    int64   // major faults of system.slice meanwhile
-	SystemFile     int64   // bytes of files that system.slice has in memory at the end
-	OOMKills       float64 // of the node
-	ReaderRequests int64   // bytes that the pod has in memory at the end
+	SystemReserve string
+	KubepodsMin   int64   // bytes
+	Answered, Of  int     // probes, of a program that the system starts
+	MedianProbeMs int64   // of those
+	SystemMajor   int64   // major faults of system.slice meanwhile
+	SystemFile    int64   // bytes of files that system.slice has in memory at the end
+	OOMKills      float64 // of the node
+	PodInMemory   int64   // bytes, at the end
 }
 
 // A pod whose request is as good as all of the node reads files up to it. The system's
@@ -211,7 +211,7 @@ func TestSafetyRail(t *testing.T) {
 			r.MedianProbeMs = took[len(took)/2]
 		}
 		major, file, _, use, kills := state()
-		r.SystemMajor, r.SystemFile, r.ReaderRequests, r.OOMKills = major-majorBefore, file, use, kills-killsBefore
+		r.SystemMajor, r.SystemFile, r.PodInMemory, r.OOMKills = major-majorBefore, file, use, kills-killsBefore
 		all = append(all, r)
 		t.Logf("%+v", r)
 	}

@@ -69,6 +69,22 @@ func (v *viewer) try(args ...string) (stdout, stderr string, err error) {
 	return out.String(), errOut.String(), err
 }
 
+// screen writes what a terminal gets of a command's standard output, colours included,
+// once that has a word.
+func (v *viewer) screen(file, command, word string) error {
+	run := exec.CommandContext(v.Context(), "script", "-qec", fmt.Sprintf("%s %s --kubeconfig %s 2>/dev/null", v.binary, command, v.kubeconfig), "/dev/null")
+	run.Env = append(os.Environ(), "TERM=xterm")
+	out, err := run.Output()
+	if err != nil {
+		return err
+	}
+	text := strings.ReplaceAll(string(out), "\r\n", "\n")
+	if !strings.Contains(text, word) || !strings.Contains(text, "\x1b[") {
+		return fmt.Errorf("no %q, or no colour, in %q", word, text)
+	}
+	return os.WriteFile(file, []byte("$ kubectl memqos "+command+"\n"+text), 0o644)
+}
+
 func (v *viewer) run(args ...string) string {
 	v.Helper()
 	out, errOut, err := v.try(args...)
@@ -252,6 +268,9 @@ func TestSee(t *testing.T) {
 			}
 			return nil
 		})
+	}
+	if dir := os.Getenv("MEMQOS_IMAGES"); dir != "" {
+		eventually(t, "a terminal shows the drift", func() error { return v.screen(filepath.Join(dir, "top.txt"), "top", "Drifted") })
 	}
 	cancel()
 	<-done
