@@ -93,7 +93,10 @@ func refuseHugePages() {
 	if refused() || unix.Prctl(unix.PR_SET_THP_DISABLE, 1, 0, 0, 0) != nil || !refused() {
 		return
 	}
-	_ = unix.Exec("/proc/self/exe", os.Args, os.Environ()) // or go on with those that are there
+	// By its own path, whose last part is what ps and pkill call it.
+	if self, err := os.Executable(); err == nil {
+		_ = unix.Exec(self, os.Args, os.Environ()) // or go on with those that are there
+	}
 }
 
 func parseDaemonSet(s string) (client.ObjectKey, error) {
