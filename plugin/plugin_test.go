@@ -3,9 +3,11 @@ package plugin
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"regexp"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -169,6 +171,27 @@ func TestBar(t *testing.T) {
 		if got := bar(c, 10, false); got != tc.want {
 			t.Errorf("min %s high %s max %s usage %d: %s, want %s", tc.min, tc.high, tc.max, tc.usage, got, tc.want)
 		}
+	}
+}
+
+// Colours change no column.
+func TestTopInColours(t *testing.T) {
+	lines := []line{
+		{"n", &status.Cgroup{Pod: "a", Container: "app", Verdict: status.Fulfilled, UsageBytes: 5 << 20, Actual: memory.Values{memory.Max: 10 << 20}}},
+		{"n", &status.Cgroup{Pod: "longer", Container: "app", Verdict: status.Drifted, UsageBytes: 5 << 20, Actual: memory.Values{memory.Max: 10 << 20}}},
+		{"n", &status.Cgroup{Pod: "b", Verdict: status.Unknown}},
+	}
+	var plain, coloured bytes.Buffer
+	for _, wide := range []bool{false, true} {
+		if err := errors.Join(table(&plain, topTable(lines, true, wide, false)), table(&coloured, topTable(lines, true, wide, true))); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if plain.String() == coloured.String() {
+		t.Error("there are no colours")
+	}
+	if got := regexp.MustCompile(`\x1b\[\d+m`).ReplaceAllString(coloured.String(), ""); got != plain.String() {
+		t.Errorf("with colours:\n%s\nwithout:\n%s", got, plain.String())
 	}
 }
 

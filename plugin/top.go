@@ -177,7 +177,9 @@ func sortLines(lines []line, by string) {
 }
 
 func topTable(lines []line, namespaces, wide, colour bool) [][]string {
-	head := []string{"POD", "CONTAINER", "USAGE", "MIN", "HIGH", "MAX", "", "VERDICT"}
+	// In columns with colours the heads have the default one: a column is as wide as all
+	// of its bytes.
+	head := []string{"POD", "CONTAINER", "USAGE", "MIN", "HIGH", "MAX", paint("", defaultColour, colour), paint("VERDICT", defaultColour, colour)}
 	if namespaces {
 		head = append([]string{"NAMESPACE"}, head...)
 	}
@@ -238,20 +240,23 @@ func bar(c *status.Cgroup, width int, colour bool) string {
 	if _, read := c.Actual[memory.High]; read && high != memory.Unlimited {
 		cells[at(high)] = '>'
 	}
-	s := "[" + string(cells) + "]"
-	if colour {
-		return "\x1b[34m" + s + "\x1b[0m"
+	return paint("["+string(cells)+"]", "34", colour)
+}
+
+const defaultColour = "39"
+
+// paint gives a text a colour, by its code of two digits, if colours are wanted.
+func paint(s, code string, colour bool) string {
+	if !colour {
+		return s
 	}
-	return s
+	return "\x1b[" + code + "m" + s + "\x1b[0m"
 }
 
 func verdict(v status.Verdict, colour bool) string {
-	if !colour {
-		return string(v)
-	}
 	code := map[status.Verdict]string{status.Fulfilled: "32", status.Drifted: "31", status.Relaxed: "31", status.Pending: "33"}[v]
 	if code == "" {
-		code = "39"
+		code = defaultColour
 	}
-	return "\x1b[" + code + "m" + string(v) + "\x1b[0m"
+	return paint(string(v), code, colour)
 }
