@@ -73,6 +73,7 @@ func stripPod(in any) (any, error) {
 		},
 		Status: corev1.PodStatus{
 			Phase:                      pod.Status.Phase,
+			Reason:                     pod.Status.Reason,
 			QOSClass:                   pod.Status.QOSClass,
 			Resources:                  pod.Status.Resources,
 			InitContainerStatuses:      stripStatuses(pod.Status.InitContainerStatuses),
@@ -123,7 +124,7 @@ func stripState(in corev1.ContainerState) corev1.ContainerState {
 		return isRunning
 	case in.Terminated != nil:
 		t := in.Terminated
-		return corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: t.ExitCode, Reason: t.Reason, FinishedAt: t.FinishedAt}}
+		return corev1.ContainerState{Terminated: &corev1.ContainerStateTerminated{ExitCode: t.ExitCode, Reason: t.Reason, FinishedAt: t.FinishedAt, ContainerID: t.ContainerID}}
 	}
 	return corev1.ContainerState{}
 }

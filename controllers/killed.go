@@ -1,10 +1,12 @@
 package controllers
 
 import (
+	"cmp"
 	"context"
+	"fmt"
 	"maps"
 	"path"
-	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -17,6 +19,7 @@ import (
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/metrics"
 	"github.com/memqos/memqos/oom"
+	"github.com/memqos/memqos/qos"
 )
 
 const (
@@ -26,6 +29,8 @@ const (
 	// reported is how long a kill whose counters went with the cgroup waits for the
 	// pod's status to tell of it: a node that ran out of memory has a slow kubelet.
 	reported = 2 * time.Minute
+	// idle is how long nothing is looked at where nothing is noticed.
+	idle = time.Hour
 )
 
 // kills tells why containers were killed for memory. It compares the kernel's
@@ -39,8 +44,9 @@ type kills struct {
 	history  *history
 
 	mu      sync.Mutex
-	tallies map[string]*tally // by cgroup
-	dirty   map[string]bool   // cgroups whose memory.events has changed
+	tallies map[string]*tally    // by cgroup
+	named   map[string]time.Time // containers of which is told, by id, and when
+	dirty   map[string]bool      // cgroups whose memory.events has changed
 	wake    chan struct{}
 }
 
@@ -57,16 +63,22 @@ type tally struct {
 	base, recent oom.Counters
 	recentAt     time.Time
 	killedAt     time.Time // when a kill was noticed that is not explained yet
-	// Of a pod: the containers of which is told already, and how many kills of those
-	// since base that are.
-	named []string
-	told  uint64
+	told         uint64    // how many of the kills since base are
 }
+
+// untold is how many kills are not explained yet.
+func (t *tally) untold() uint64 {
+	n := t.recent.Since(t.base).Total.OOMKill
+	return n - min(n, t.told)
+}
+
+// begin counts anew from here.
+func (t *tally) begin() { t.base, t.killedAt, t.told = t.recent, time.Time{}, 0 }
 
 func newKills(pods client.Reader, s *surveyor, a *announcer, m *metrics.Metrics, log logr.Logger) *kills {
 	return &kills{
 		pods: pods, surveyor: s, announce: a, metrics: m, log: log,
-		tallies: map[string]*tally{}, dirty: map[string]bool{}, wake: make(chan struct{}, 1),
+		tallies: map[string]*tally{}, named: map[string]time.Time{}, dirty: map[string]bool{}, wake: make(chan struct{}, 1),
 	}
 }
 
@@ -112,12 +124,10 @@ func (k *kills) counted(dir string) {
 // run counts until the context ends.
 func (k *kills) run(ctx context.Context) {
 	for {
-		wait := time.Hour
+		wait := idle
 		if site := k.surveyor.site.Load(); site != nil {
 			k.count(site.tree, time.Now())
-			if k.explain(ctx, site, time.Now()) {
-				wait = settle / 4
-			}
+			wait = k.explain(ctx, site, time.Now())
 		}
 		select {
 		case <-ctx.Done():
@@ -166,13 +176,14 @@ func (t *tally) read(tree *cgroup.Tree, dir string, now time.Time) {
 	t.recent, t.recentAt = oom.Counters{Total: total, Local: local}, now
 }
 
-// explain tells of the kills that have settled. It reports whether some have not.
-func (k *kills) explain(ctx context.Context, site *site, now time.Time) (more bool) {
+// explain tells of the kills that have settled. It returns when to look again.
+func (k *kills) explain(ctx context.Context, site *site, now time.Time) (again time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	// What one OOM killer took, of a pod or of several, is told at once, by the same
 	// counters: those noticed a moment later too.
 	var containers []string
+	again = idle
 	settled := false
 	for dir, t := range k.tallies {
 		if t.container != "" && !t.killedAt.IsZero() {
@@ -180,65 +191,177 @@ func (k *kills) explain(ctx context.Context, site *site, now time.Time) (more bo
 			settled = settled || now.Sub(t.killedAt) >= settle
 		}
 	}
-	if more = len(containers) > 0 && !settled; settled {
-		for _, dir := range containers {
-			k.tell(ctx, site, dir, k.tallies[dir], nil)
-		}
-		k.toldContainers(site, containers)
+	switch {
+	case settled:
+		k.explainContainers(ctx, site, containers)
+	case len(containers) > 0:
+		again = settle / 4
 	}
-	// The pods' counters include what was told: what is left went with its cgroup.
+	// The counters of a pod include what was told: what is left went with its container.
 	for dir, t := range k.tallies {
-		switch {
-		case t.killedAt.IsZero(), t.request.Name == "", t.container != "":
-		case now.Sub(t.killedAt) < settle:
-			more = true
-		default:
-			more = k.explainGone(ctx, site, dir, t, now) || more
+		if t.container == "" && t.request.Name != "" && !t.killedAt.IsZero() {
+			again = min(again, k.explainGone(ctx, site, dir, t, now))
 		}
 	}
-	return more
+	return min(again, k.explainVanished(ctx, site, now))
 }
 
-// toldContainers counts anew from here in containers, and above them unless their pods'
-// counters tell of more: of containers that went with their cgroups, or are to come.
-func (k *kills) toldContainers(site *site, dirs []string) {
+// explainContainers tells of kills that the containers' own counters have kept.
+func (k *kills) explainContainers(ctx context.Context, site *site, dirs []string) {
 	for _, dir := range dirs {
 		t := k.tallies[dir]
-		if p := k.tallies[path.Dir(dir)]; p != nil {
-			p.named = append(p.named, t.container)
-			p.told += t.recent.Since(t.base).Total.OOMKill
-		}
-		t.begin()
+		k.named[t.id] = time.Now()
+		k.tell(ctx, site, path.Dir(path.Dir(dir)), path.Dir(dir), t, nil, nil)
 	}
 	for _, dir := range dirs {
-		pod := path.Dir(dir)
-		if p := k.tallies[pod]; p == nil || p.recent.Since(p.base).Total.OOMKill <= p.told {
-			k.toldPod(site, pod)
-		}
+		k.told(site, dir, k.tallies[dir].untold())
 	}
 }
 
-// toldPod counts anew from here, in a pod and above it.
-func (k *kills) toldPod(site *site, pod string) {
-	for _, dir := range []string{pod, path.Dir(pod), site.tree.Layout.Root} {
-		if t := k.tallies[dir]; t != nil {
+// explainGone tells of a kill that only the pod's counters have kept: the
+// container's went with its cgroup. It returns when to look again.
+func (k *kills) explainGone(ctx context.Context, site *site, dir string, t *tally, now time.Time) (again time.Duration) {
+	if now.Sub(t.killedAt) < settle {
+		return settle / 4
+	}
+	var pod corev1.Pod
+	if err := k.pods.Get(ctx, t.request.NamespacedName, &pod); err != nil {
+		t.begin() // those above it have still counted it
+		return idle
+	}
+	ends := k.ends(&pod, t.killedAt)
+	switch {
+	case len(ends) == 0 && now.Sub(t.killedAt) <= reported:
+		return 2 * settle
+	case len(ends) == 0: // it may have been a child, whose parent ended by itself
+		k.tell(ctx, site, path.Dir(dir), dir, &tally{request: t.request}, &pod, nil)
+	}
+	for _, s := range ends {
+		k.named[endID(s)] = now
+		k.tell(ctx, site, path.Dir(dir), dir, k.of(t.request, s.Name), &pod, s)
+	}
+	k.told(site, dir, t.untold())
+	return idle
+}
+
+// explainVanished tells of kills of which only the cgroups above the pods have kept
+// count: container and pod were gone before they were looked at, as on a node without
+// memory, whose agent gets none either. The pods' status says whose they were; where
+// none does, the event is the Node's. It returns when to look again.
+func (k *kills) explainVanished(ctx context.Context, site *site, now time.Time) (again time.Duration) {
+	root := k.tallies[site.tree.Layout.Root]
+	if root == nil || root.killedAt.IsZero() {
+		return idle
+	}
+	known := uint64(0) // to be told by what is beneath
+	for _, t := range k.tallies {
+		if t.container == "" && t.request.Name != "" && !t.killedAt.IsZero() {
+			known += t.untold()
+		}
+	}
+	if root.untold() <= known {
+		return idle
+	}
+	if now.Sub(root.killedAt) < settle {
+		return settle / 4
+	}
+	var pods corev1.PodList
+	if err := k.pods.List(ctx, &pods); err != nil {
+		return 2 * settle
+	}
+	for i := range pods.Items {
+		pod := &pods.Items[i]
+		request := ctrl.Request{NamespacedName: client.ObjectKeyFromObject(pod)}
+		for _, s := range k.ends(pod, root.killedAt) {
+			if root.untold() <= known {
+				return idle
+			}
+			class := site.tree.Layout.QOS(qos.Class(pod))
+			k.named[endID(s)] = now
+			if k.tell(ctx, site, class, "", k.of(request, s.Name), pod, s) {
+				k.told(site, class, 1)
+			}
+		}
+	}
+	if now.Sub(root.killedAt) <= reported {
+		return 2 * settle
+	}
+	for _, class := range []corev1.PodQOSClass{corev1.PodQOSBestEffort, corev1.PodQOSBurstable, corev1.PodQOSGuaranteed} {
+		dir := site.tree.Layout.QOS(class)
+		if t := k.tallies[dir]; t != nil && t.untold() > 0 {
+			k.tell(ctx, site, dir, "", &tally{container: string(class)}, nil, nil)
+			k.told(site, dir, t.untold())
+		}
+	}
+	root.begin()
+	return idle
+}
+
+// of returns what was counted of a container, without counters if that is not known.
+func (k *kills) of(request ctrl.Request, container string) *tally {
+	found := &tally{request: request, container: container}
+	for _, t := range k.tallies {
+		if t.container == container && t.request == request {
+			found.values, found.usage = t.values, t.usage
+		}
+	}
+	return found
+}
+
+// ends returns the containers of a pod that were killed about when a kill was noticed,
+// or since, and of which is not told yet.
+func (k *kills) ends(pod *corev1.Pod, killedAt time.Time) []*corev1.ContainerStatus {
+	var ends []*corev1.ContainerStatus
+	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses} {
+		for i := range statuses {
+			end := end(&statuses[i])
+			if end == nil || end.FinishedAt.Time.Before(killedAt.Add(-2*settle).Truncate(time.Second)) {
+				continue
+			}
+			if _, named := k.named[endID(&statuses[i])]; named {
+				continue
+			}
+			// Who evicts or deletes a pod sends it SIGKILL too.
+			sent := pod.Status.Reason == "Evicted" || pod.DeletionTimestamp != nil
+			if end.Reason == "OOMKilled" || end.ExitCode == 137 && !sent {
+				ends = append(ends, &statuses[i])
+			}
+		}
+	}
+	return ends
+}
+
+// end returns how a container ended last, nil if it never did.
+func end(s *corev1.ContainerStatus) *corev1.ContainerStateTerminated {
+	return cmp.Or(s.State.Terminated, s.LastTerminationState.Terminated)
+}
+
+// endID returns the id of the container that ended last.
+func endID(s *corev1.ContainerStatus) string {
+	_, id, _ := strings.Cut(cmp.Or(end(s).ContainerID, s.ContainerID), "://")
+	return id
+}
+
+// told takes in that n kills in a cgroup are explained, for what is above it too.
+// Where none is left, counting begins anew.
+func (k *kills) told(site *site, dir string, n uint64) {
+	for ; len(dir) >= len(site.tree.Layout.Root); dir = path.Dir(dir) {
+		t := k.tallies[dir]
+		if t == nil {
+			continue
+		}
+		if t.told += n; t.untold() == 0 {
 			t.begin()
 		}
 	}
 }
 
-// begin counts anew from here.
-func (t *tally) begin() { t.base, t.killedAt, t.named, t.told = t.recent, time.Time{}, nil, 0 }
-
-// tell explains one kill. status is the container's if its counters are gone.
-func (k *kills) tell(ctx context.Context, site *site, dir string, t *tally, status *corev1.ContainerStatus) {
-	podDir := dir
-	if t.container != "" {
-		podDir = path.Dir(dir)
-	}
-	above := path.Dir(podDir)
+// tell explains one kill, and reports whether it was one. podDir is empty if the pod's
+// cgroup is gone, pod nil if it is to be found; status is the container's if its
+// counters are gone.
+func (k *kills) tell(ctx context.Context, site *site, class, podDir string, t *tally, pod *corev1.Pod, status *corev1.ContainerStatus) bool {
 	o := oom.Observation{Usage: t.usage, Values: t.values, Status: status}
-	if status == nil {
+	if t.inode != 0 {
 		o.Container = t.recent.Since(t.base)
 	}
 	rise := func(dir string) (*oom.Counters, *memory.Value) {
@@ -254,59 +377,31 @@ func (k *kills) tell(ctx context.Context, site *site, dir string, t *tally, stat
 		return a.recent.Since(a.base), &limit
 	}
 	o.Pod, o.PodMax = rise(podDir)
-	if above != site.tree.Layout.Root {
-		o.QOS, o.QOSMax = rise(above)
+	if class != site.tree.Layout.Root {
+		o.QOS, o.QOSMax = rise(class)
 	}
 	o.Kubepods, o.KubepodsMax = rise(site.tree.Layout.Root)
 	v, ok := oom.Explain(o)
 	if !ok {
-		return
+		return false
 	}
 	k.metrics.OOM(string(v.Cause))
-	container := t.container
-	if status != nil {
-		container = status.Name
+	reason := "OutOfMemory" + string(v.Cause)
+	if t.request.Name == "" {
+		note := fmt.Sprintf("a container of a %s pod that is not known any more: %s", t.container, v.Message)
+		k.log.Info("out of memory", "class", t.container, "cause", string(v.Cause), "detail", note)
+		k.announce.node(corev1.EventTypeWarning, reason, "Explain", note)
+		return true
 	}
-	k.history.killed(t.request, container, v)
-	var pod corev1.Pod
-	if err := k.pods.Get(ctx, t.request.NamespacedName, &pod); err != nil {
-		return // it is gone: there is nothing to hang an event on
-	}
-	k.log.Info("out of memory", "namespace", pod.Namespace, "pod", pod.Name, "container", container, "cause", string(v.Cause), "detail", v.Message)
-	k.announce.always(&pod, corev1.EventTypeWarning, "OutOfMemory"+string(v.Cause), "Explain", subject(container)+": "+v.Message)
-}
-
-// explainGone tells of a kill that only the pod's counters have kept: the
-// container's went with its cgroup. It reports whether that is still to come.
-func (k *kills) explainGone(ctx context.Context, site *site, dir string, t *tally, now time.Time) (more bool) {
-	var pod corev1.Pod
-	if err := k.pods.Get(ctx, t.request.NamespacedName, &pod); err != nil {
-		t.begin()
-		return false
-	}
-	for i := range pod.Status.ContainerStatuses {
-		s := &pod.Status.ContainerStatuses[i]
-		if slices.Contains(t.named, s.Name) {
-			continue
-		}
-		for _, end := range []*corev1.ContainerStateTerminated{s.State.Terminated, s.LastTerminationState.Terminated} {
-			if end == nil || end.FinishedAt.Time.Before(t.killedAt.Add(-2*settle).Truncate(time.Second)) {
-				continue
-			}
-			for _, c := range k.tallies {
-				if c.container == s.Name && c.request == t.request {
-					t.values = c.values
-				}
-			}
-			k.tell(ctx, site, dir, t, s)
-			k.toldPod(site, dir)
-			return false
+	k.history.killed(t.request, t.container, v)
+	if pod == nil {
+		pod = &corev1.Pod{}
+		if err := k.pods.Get(ctx, t.request.NamespacedName, pod); err != nil {
+			return true // it is gone: there is nothing to hang an event on
 		}
 	}
-	if now.Sub(t.killedAt) > reported {
-		t.begin()
-		return false
-	}
+	k.log.Info("out of memory", "namespace", pod.Namespace, "pod", pod.Name, "container", t.container, "cause", string(v.Cause), "detail", v.Message)
+	k.announce.always(pod, corev1.EventTypeWarning, reason, "Explain", subject(t.container)+": "+v.Message)
 	return true
 }
 
@@ -315,4 +410,5 @@ func (k *kills) tidy(tree *cgroup.Tree) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	maps.DeleteFunc(k.tallies, func(dir string, t *tally) bool { return t.killedAt.IsZero() && !tree.Is(dir, t.inode) })
+	maps.DeleteFunc(k.named, func(_ string, at time.Time) bool { return time.Since(at) > 2*reported })
 }

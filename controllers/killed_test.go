@@ -40,19 +40,29 @@ func (w *killWorld) events(dir string, ownOOM, allOOM, allKills int) {
 // told is what is announced once everything that changed has settled.
 func (w *killWorld) told() []string {
 	w.Helper()
+	return w.toldAt(2 * settle)
+}
+
+func (w *killWorld) toldAt(later time.Duration) []string {
+	w.Helper()
 	k, site := w.pod.kills, w.surveyor.site.Load()
 	for _, dir := range []string{podDir + "/" + idApp, podDir, "kubepods/burstable", "kubepods"} {
 		k.counted(dir)
 	}
 	now := time.Now()
 	k.count(site.tree, now)
-	k.explain(w.Context(), site, now.Add(2*settle))
+	k.explain(w.Context(), site, now.Add(later))
 	return w.announced()
 }
 
 func (w *killWorld) tells(want string) {
 	w.Helper()
-	if got := w.told(); len(got) != 1 || !strings.Contains(got[0], want) {
+	w.tellsAt(2*settle, want)
+}
+
+func (w *killWorld) tellsAt(later time.Duration, want string) {
+	w.Helper()
+	if got := w.toldAt(later); len(got) != 1 || !strings.Contains(got[0], want) {
 		w.Errorf("announced %q, want one %s", got, want)
 	}
 	if got := w.told(); len(got) != 0 {
@@ -170,7 +180,7 @@ func TestGroupKillInTwo(t *testing.T) {
 	if got := count(); len(got) != 1 || !strings.Contains(got[0], "OutOfMemoryContainerLimit container second") {
 		t.Errorf("announced %q, want ContainerLimit of second", got)
 	}
-	if more := k.explain(w.Context(), site, time.Now()); more {
+	if again := k.explain(w.Context(), site, time.Now()); again != idle {
 		t.Error("something is still to be told")
 	}
 }
@@ -237,4 +247,102 @@ func TestKillOfAContainerThatIsGone(t *testing.T) {
 		t.Fatal(err)
 	}
 	w.tells("OutOfMemoryContainerLimit container app")
+}
+
+// The pod is known to have lost a process, and its status never tells of which container.
+func TestKillOfAChildThatIsGone(t *testing.T) {
+	w := newKillWorld(t)
+	if err := os.RemoveAll(filepath.Join(w.dir, podDir, idApp)); err != nil {
+		t.Fatal(err)
+	}
+	w.events(podDir, 0, 0, 1)
+	w.events("kubepods/burstable", 0, 0, 1)
+	w.events("kubepods", 0, 0, 1)
+	if got := w.told(); len(got) != 0 {
+		t.Errorf("announced %q before the status has had its time", got)
+	}
+	w.tellsAt(reported+settle, "OutOfMemoryNodeOutOfMemory pod: the node ran out of memory")
+}
+
+// vanishedWorld is a killWorld whose pod's cgroup is gone with the counters of a kill.
+func vanishedWorld(t *testing.T) *killWorld {
+	w := newKillWorld(t)
+	if err := os.RemoveAll(filepath.Join(w.dir, podDir)); err != nil {
+		t.Fatal(err)
+	}
+	w.events("kubepods/burstable", 0, 0, 1)
+	w.events("kubepods", 0, 0, 1)
+	return w
+}
+
+// ends has the pod's container end, and the pod for a reason.
+func (w *killWorld) ends(exit corev1.ContainerStateTerminated, reason string) {
+	w.Helper()
+	var pod corev1.Pod
+	if err := w.pods.Get(w.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &pod); err != nil {
+		w.Fatal(err)
+	}
+	exit.FinishedAt = metav1.Now()
+	pod.Status.ContainerStatuses[0].State = corev1.ContainerState{Terminated: &exit}
+	pod.Status.Reason = reason
+	if err := w.pods.Status().Update(w.Context(), &pod); err != nil {
+		w.Fatal(err)
+	}
+}
+
+func TestKillOfAPodThatIsGone(t *testing.T) {
+	t.Run("OOMKilled", func(t *testing.T) {
+		w := vanishedWorld(t)
+		if got := w.told(); len(got) != 0 {
+			t.Errorf("announced %q before the status tells whose it was", got)
+		}
+		w.ends(corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}, "")
+		w.tells("OutOfMemoryNodeOutOfMemory container app: the node ran out of memory")
+	})
+	t.Run("the runtime missed it", func(t *testing.T) {
+		w := vanishedWorld(t)
+		w.ends(corev1.ContainerStateTerminated{ExitCode: 137, Reason: "Error"}, "")
+		w.tells("OutOfMemoryNodeOutOfMemory container app")
+	})
+	t.Run("at some limit", func(t *testing.T) {
+		w := vanishedWorld(t)
+		w.events("kubepods/burstable", 0, 1, 1)
+		w.events("kubepods", 0, 1, 1)
+		w.ends(corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}, "")
+		w.tells("OutOfMemoryUnknown container app")
+	})
+	// The kill was of another pod's, of which nothing is known.
+	for name, end := range map[string]func(*killWorld){
+		"evicted":         func(w *killWorld) { w.ends(corev1.ContainerStateTerminated{ExitCode: 137, Reason: "Error"}, "Evicted") },
+		"ended by itself": func(w *killWorld) { w.ends(corev1.ContainerStateTerminated{ExitCode: 1, Reason: "Error"}, "") },
+		"runs":            func(*killWorld) {},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := vanishedWorld(t)
+			end(w)
+			if got := w.told(); len(got) != 0 {
+				t.Errorf("announced %q", got)
+			}
+			w.tellsAt(reported+settle, "OutOfMemoryNodeOutOfMemory a container of a Burstable pod that is not known any more: the node ran out of memory")
+		})
+	}
+}
+
+// One is told of by its own counters, and the other of the same class, whose pod is gone,
+// all the same; once each.
+func TestKillBesideAPodThatIsGone(t *testing.T) {
+	w := newKillWorld(t)
+	w.events(podDir+"/"+idApp, 1, 1, 1)
+	w.events(podDir, 0, 1, 1)
+	w.events("kubepods/burstable", 0, 1, 2)
+	w.events("kubepods", 0, 1, 2)
+	// That the pod's own container ends is of the kill that is told.
+	w.ends(corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}, "")
+	w.tells("OutOfMemoryContainerLimit container app")
+	w.tellsAt(reported+settle, "a container of a Burstable pod that is not known any more")
+	w.events("kubepods/burstable", 0, 1, 3)
+	w.events("kubepods", 0, 1, 3)
+	w.events(podDir+"/"+idApp, 1, 1, 2)
+	w.events(podDir, 0, 1, 2)
+	w.tells("OutOfMemoryNodeOutOfMemory container app")
 }

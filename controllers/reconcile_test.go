@@ -515,6 +515,8 @@ func TestStripPod(t *testing.T) {
 		Requests: corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("32Mi")},
 		Limits:   corev1.ResourceList{corev1.ResourceMemory: resource.MustParse("48Mi")},
 	}
+	full.Status.Reason = "Evicted"
+	full.Status.ContainerStatuses[0].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{Reason: "OOMKilled", ExitCode: 137, FinishedAt: metav1.Now(), ContainerID: "containerd://" + idOther}
 	full.ManagedFields = []metav1.ManagedFieldsEntry{{Manager: "m"}}
 	out, err := stripPod(full)
 	if err != nil {
@@ -540,6 +542,9 @@ func TestStripPod(t *testing.T) {
 	after, afterMirror := cgroup.PodUID(stripped)
 	if before != after || beforeMirror != afterMirror || !cmp.Equal(cgroup.ContainerIDs(full), cgroup.ContainerIDs(stripped)) {
 		t.Error("the identity changed")
+	}
+	if diff := cmp.Diff(full.Status.ContainerStatuses[0].LastTerminationState, stripped.Status.ContainerStatuses[0].LastTerminationState); diff != "" || stripped.Status.Reason != "Evicted" {
+		t.Errorf("why it ended is lost (reason %q; -full +stripped):\n%s", stripped.Status.Reason, diff)
 	}
 }
 

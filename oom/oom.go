@@ -19,6 +19,7 @@
 package oom
 
 import (
+	"cmp"
 	"fmt"
 	"strings"
 
@@ -90,7 +91,8 @@ type Verdict struct {
 	Message string
 }
 
-// Explain says why a container was killed, and false if no OOM killer was at it.
+// Explain says why a container was killed, and false if no OOM killer was at it. Where
+// neither Container nor Status is known it is of some container beneath the others.
 func Explain(o Observation) (Verdict, bool) {
 	v := Verdict{Usage: o.Usage, Min: o.Values[memory.Min], Low: o.Values[memory.Low]}
 	if o.Container != nil {
@@ -116,11 +118,16 @@ func Explain(o Observation) (Verdict, bool) {
 }
 
 // endedByOOM reports whether a container whose counters are gone with its cgroup
-// was killed: the runtime says so, or its pod's counters and the signal do. Exit
+// was killed: the runtime says so, or the signal and the counters above do. Exit
 // code 137 by itself is any SIGKILL, also that of an eviction.
 func (o *Observation) endedByOOM() bool {
-	if o.Container != nil || o.Status == nil {
+	above := cmp.Or(o.Pod, o.QOS, o.Kubepods)
+	counted := above != nil && above.Total.OOMKill > 0
+	if o.Container != nil {
 		return false
+	}
+	if o.Status == nil {
+		return counted
 	}
 	t := o.Status.State.Terminated
 	if t == nil {
@@ -129,7 +136,7 @@ func (o *Observation) endedByOOM() bool {
 	if t == nil {
 		return false
 	}
-	return t.Reason == "OOMKilled" || t.ExitCode == 137 && o.Pod != nil && o.Pod.Total.OOMKill > 0
+	return t.Reason == "OOMKilled" || t.ExitCode == 137 && counted
 }
 
 // exhausted finds what ran out, the innermost first.
@@ -141,15 +148,13 @@ func (o *Observation) exhausted() Cause {
 		return PodLimit
 	case o.Container == nil && o.Pod != nil && o.Pod.Total.OOM > 0:
 		return ContainerLimit // one beneath the pod that is gone by now
-	case o.Container == nil && o.Pod == nil:
-		return Unknown
 	case o.QOS != nil && o.QOS.Local.OOM > 0:
 		return QOSLimit
 	case o.Kubepods == nil:
 		return Unknown
 	case o.Kubepods.Local.OOM > 0:
 		return KubepodsLimit
-	case o.Pod == nil && o.Kubepods.Total.OOM > 0:
+	case o.Pod == nil && cmp.Or(o.QOS, o.Kubepods).Total.OOM > 0:
 		return Unknown // it may have been the pod's
 	}
 	return NodeOutOfMemory

@@ -86,6 +86,16 @@ func TestExplain(t *testing.T) {
 	noKubepods.Kubepods = nil
 	noPod := newNode().kill(-1, 1, -1).observation()
 	noPod.Pod = nil
+	// vanished is an observation of a container whose pod's cgroup is gone too.
+	vanished := func(n *node, status *corev1.ContainerStatus) Observation {
+		o := gone(n, status)
+		o.Pod = nil
+		return o
+	}
+	vanishedGuaranteed := vanished(newNode().kill(-1, 1, -1), oomKilled)
+	vanishedGuaranteed.QOS = nil
+	otherClass := vanished(newNode().kill(-1, 1, -1), oomKilled)
+	otherClass.Kubepods = &Counters{Total: memory.Events{OOM: 1, OOMKill: 2}}
 	noPodOthers := newNode().kill(-1, 1, -1).elsewhere().observation()
 	noPodOthers.Pod = nil
 
@@ -123,13 +133,26 @@ func TestExplain(t *testing.T) {
 		{"gone: still the current state", gone(newNode().kill(container, 1, -1), &corev1.ContainerStatus{State: oomKilled.LastTerminationState}), ContainerLimit, ContainerLimit, false},
 		{"gone: evicted or deleted", gone(newNode(), ended("Error", 137)), "", "", false},
 		{"gone: ended by itself", gone(newNode().kill(container, 1, -1), ended("Completed", 0)), "", "", false},
-		{"gone: no status", gone(newNode().kill(container, 1, -1), nil), "", "", false},
+		{"gone: no status", gone(newNode().kill(container, 1, -1), nil), ContainerLimit, ContainerLimit, false},
+		{"gone: no status, and nobody killed", gone(newNode().elsewhere(), nil), "", "", false},
 		{"gone: never ended", gone(newNode().kill(container, 1, -1), &corev1.ContainerStatus{}), "", "", false},
 
 		{"only the status", Observation{Status: oomKilled}, Unknown, Unknown, false},
 		{"no kubepods", noKubepods, Unknown, Unknown, false},
 		{"no pod, nobody's limit", noPod, NodeOutOfMemory, NodeOutOfMemory, false},
 		{"no pod, somebody's limit", noPodOthers, Unknown, Unknown, false},
+
+		{"vanished: node", vanished(newNode().kill(-1, 1, -1), oomKilled), NodeOutOfMemory, NodeOutOfMemory, false},
+		{"vanished: node, the runtime missed it", vanished(newNode().kill(-1, 1, -1), ended("Error", 137)), NodeOutOfMemory, NodeOutOfMemory, false},
+		{"vanished: node, Guaranteed", vanishedGuaranteed, NodeOutOfMemory, NodeOutOfMemory, false},
+		{"vanished: node, and a limit in another class", otherClass, NodeOutOfMemory, NodeOutOfMemory, false},
+		{"vanished: its limit, its pod's, or another's", vanished(newNode().kill(container, 1, -1), oomKilled), Unknown, Unknown, false},
+		{"vanished: class", vanished(newNode().kill(class, 1, -1), oomKilled), QOSLimit, QOSLimit, false},
+		{"vanished: kubepods", vanished(newNode().kill(kubepods, 1, -1), oomKilled), KubepodsLimit, KubepodsLimit, false},
+		{"vanished: evicted", vanished(newNode(), ended("Error", 137)), "", "", false},
+		{"vanished: ended by itself", vanished(newNode().kill(-1, 1, -1), ended("Completed", 0)), "", "", false},
+		{"vanished: no status either", vanished(newNode().kill(-1, 1, -1), nil), NodeOutOfMemory, NodeOutOfMemory, false},
+		{"vanished: nobody killed", vanished(newNode(), nil), "", "", false},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			v, ok := Explain(tc.o)
