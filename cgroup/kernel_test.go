@@ -5,9 +5,14 @@ package cgroup
 import (
 	"errors"
 	"io/fs"
+	"maps"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
+	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -142,6 +147,66 @@ func unmount(t *testing.T, dir string) {
 	t.Helper()
 	if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
 		t.Error(err)
+	}
+}
+
+// A kill is reported though the kernel has had no room for what it knew of the files.
+func TestKernelEvents(t *testing.T) {
+	tree := kernelTree(t, "pod")
+	pod := tree.Layout.Root + "/pod"
+	w, err := tree.Watch()
+	if err != nil {
+		t.Fatal(err)
+	}
+	counted := make(chan string, 1024)
+	ended := make(chan error, 1)
+	go func() {
+		ended <- w.Run(t.Context(), func(e Event) {
+			if e.File == MemoryEvents {
+				counted <- e.Cgroup
+			}
+		})
+	}()
+	defer func() {
+		if err := errors.Join(w.Close(), <-ended); err != nil {
+			t.Error(err)
+		}
+	}()
+	d, err := tree.Open(pod)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if _, _, err := d.Events(); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Write(memory.Max, 8<<20); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 { // what was used a moment ago is spared at first
+		if err := os.WriteFile("/proc/sys/vm/drop_caches", []byte("2"), 0); err != nil {
+			t.Fatal(err)
+		}
+	}
+	fd, err := unix.Open(tree.dir(pod), unix.O_PATH, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(fd) //nolint:errcheck // O_PATH
+	// Whatever runs this test may be exempt from being killed.
+	cmd := exec.Command("sh", "-c", "echo 0 >/proc/self/oom_score_adj; exec dd if=/dev/zero of=/dev/null bs=64M count=1")
+	cmd.SysProcAttr = &syscall.SysProcAttr{UseCgroupFD: true, CgroupFD: fd}
+	if err := cmd.Run(); err == nil {
+		t.Fatal("a program of 64 MiB was not killed at 8")
+	}
+	missing := map[string]bool{pod: true, tree.Layout.Root: true}
+	for deadline := time.After(30 * time.Second); len(missing) > 0; {
+		select {
+		case dir := <-counted:
+			delete(missing, dir)
+		case <-deadline:
+			t.Fatalf("no event of memory.events of %v", slices.Collect(maps.Keys(missing)))
+		}
 	}
 }
 

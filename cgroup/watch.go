@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io/fs"
 	"maps"
 	"os"
 	"path"
@@ -90,8 +91,11 @@ func (e *InotifyError) Unwrap() error { return e.Err }
 // crun makes in a container. Nothing else beneath kubepods is watched, so what a
 // privileged container makes in its own cgroup costs at most one watch.
 //
-// It holds one inotify instance and one watch per cgroup. That kubepods itself is
-// removed goes unnoticed: nobody watches its parent.
+// It holds one inotify instance, and per cgroup a watch and a descriptor: the kernel
+// reports a change of memory.events only while the file's inode is in memory
+// (fs/kernfs, kernfs_notify_workfn), which it drops where memory is short: there
+// where there is something to report. That kubepods itself is removed goes
+// unnoticed: nobody watches its parent.
 type Watcher struct {
 	tree    *Tree
 	inotify *os.File
@@ -107,6 +111,7 @@ type Watcher struct {
 	freed     bool    // a watch was removed
 
 	again                 atomic.Bool // Rewatch was called
+	taken                 atomic.Bool // by Run, or closed without
 	watches, unwatchedNum atomic.Int64
 }
 
@@ -118,6 +123,7 @@ type node struct {
 	parent   *node
 	children map[string]*node
 	wd       int32 // watch descriptor; 0, which inotify never gives, without a watch
+	events   int   // an O_PATH descriptor of memory.events while it is watched; 0: none
 	reported uint8 // the files that were reported as modified in this batch, as bits
 }
 
@@ -206,6 +212,9 @@ func (w *Watcher) interrupt() {
 
 // Close ends Run and releases everything. Run does so itself when it returns.
 func (w *Watcher) Close() error {
+	if !w.taken.Swap(true) {
+		w.release(w.nodes)
+	}
 	if err := w.inotify.Close(); !errors.Is(err, os.ErrClosed) {
 		return err
 	}
@@ -217,6 +226,10 @@ func (w *Watcher) Close() error {
 // read at once are reported once. While emit works, the kernel queues
 // (fs.inotify.max_queued_events; beyond it events are Lost).
 func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
+	if w.taken.Swap(true) {
+		return nil
+	}
+	defer func() { w.release(w.nodes) }()
 	defer w.Close() //nolint:errcheck // nothing was written
 	defer context.AfterFunc(ctx, w.interrupt)()
 	w.emit = emit
@@ -321,6 +334,7 @@ func (w *Watcher) event(wd int32, mask uint32, name []byte) {
 		if n := w.nodes[wd]; n != nil {
 			delete(w.nodes, wd)
 			n.wd = 0
+			n.release()
 		}
 		w.freed = true // also of one that was removed before: only now it is free
 	case mask&unix.IN_ISDIR == 0: // a file made or removed, in a fixture
@@ -379,12 +393,11 @@ func (w *Watcher) found(parent *node, name string) {
 // watch adds the watch of a cgroup, and only then looks for what is in it: of what
 // is made after that, the watch tells.
 func (w *Watcher) watch(n *node) error {
-	wd, names, err := w.attach(n)
+	names, err := w.attach(n)
 	if err != nil {
 		return err
 	}
-	n.wd = wd
-	w.nodes[wd] = n
+	w.nodes[n.wd] = n
 	w.report(Event{Kind: Created, Cgroup: n.cgroup})
 	for _, name := range names {
 		w.found(n, name)
@@ -398,44 +411,70 @@ var errNoCgroup = errors.New("no cgroup")
 // attach adds a watch and lists what is in the directory then, if it has
 // subdirectories. The watch is added by way of an open descriptor: a path would be
 // resolved by the kernel anew, links and mounts included.
-func (w *Watcher) attach(n *node) (wd int32, names []string, err error) {
+func (w *Watcher) attach(n *node) (names []string, err error) {
 	fd, err := w.tree.open(n.cgroup, unix.O_RDONLY)
 	switch {
 	case IsGone(err), errors.Is(err, unix.ENOTDIR), errors.Is(err, unix.ELOOP), errors.Is(err, unix.EXDEV):
-		return 0, nil, fmt.Errorf("%w: %w", errNoCgroup, err)
+		return nil, fmt.Errorf("%w: %w", errNoCgroup, err)
 	case err != nil:
-		return 0, nil, err
+		return nil, err
 	}
 	dir := os.NewFile(uintptr(fd), w.tree.dir(n.cgroup))
 	defer dir.Close() //nolint:errcheck // read only
 
+	events, err := openBeneath(fd, string(MemoryEvents), unix.O_PATH)
+	switch {
+	case IsGone(err):
+		events = 0 // the cgroup's end, which will be told, or it has no such file
+	case err != nil:
+		return nil, &fs.PathError{Op: "open", Path: path.Join(w.tree.dir(n.cgroup), string(MemoryEvents)), Err: err}
+	}
 	// IN_ACCESS and IN_OPEN would report this process's own reading.
 	const mask = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MODIFY | unix.IN_ONLYDIR
-	err = w.control(func(inotify int) error {
-		n, err := unix.InotifyAddWatch(inotify, "/proc/self/fd/"+strconv.Itoa(fd), mask)
-		wd = int32(n)
+	var wd int
+	err = w.control(func(inotify int) (err error) {
+		wd, err = unix.InotifyAddWatch(inotify, "/proc/self/fd/"+strconv.Itoa(fd), mask)
 		return err
 	})
 	if errors.Is(err, unix.ENOENT) { // not the cgroup, which is open
 		err = errors.New("/proc is not mounted")
 	}
+	n.events = events
 	if err != nil {
-		return 0, nil, fmt.Errorf("inotify_add_watch %s: %w", w.tree.dir(n.cgroup), err)
+		n.release()
+		return nil, fmt.Errorf("inotify_add_watch %s: %w", w.tree.dir(n.cgroup), err)
 	}
+	n.wd = int32(wd)
 	// Most cgroups are leaves, and a listing names all of their 80 files. A cgroup's
 	// links are its subdirectories and two more (fs/kernfs, kernfs_refresh_inode).
 	var st unix.Stat_t
 	if err := unix.Fstat(fd, &st); err == nil && st.Nlink == 2 {
-		return wd, nil, nil
+		return nil, nil
 	}
 	if names, err = dir.Readdirnames(-1); err != nil {
-		w.detach(wd)
+		w.detach(n.wd)
+		n.wd = 0
+		n.release()
 		if IsGone(gone(err)) {
 			err = fmt.Errorf("%w: %w", errNoCgroup, err)
 		}
-		return 0, nil, err
+		return nil, err
 	}
-	return wd, names, nil
+	return names, nil
+}
+
+// release closes what a watched cgroup holds besides its watch.
+func (n *node) release() {
+	if n.events != 0 {
+		_ = unix.Close(n.events) // O_PATH: nothing is pending
+		n.events = 0
+	}
+}
+
+func (w *Watcher) release(nodes map[int32]*node) {
+	for _, n := range nodes {
+		n.release()
+	}
 }
 
 // detach removes a watch. Up to 6.12 that of a removed cgroup stays until then;
@@ -463,6 +502,7 @@ func (w *Watcher) remove(n *node) {
 	}
 	if n.wd != 0 {
 		w.detach(n.wd)
+		n.release()
 		delete(w.nodes, n.wd)
 		w.freed = true
 	}
@@ -491,6 +531,7 @@ func (w *Watcher) resync() {
 	old, emit := w.nodes, w.emit
 	w.emit = nil
 	_ = w.watchAll() // kubepods is gone, or counted as unwatched
+	w.release(old)
 	for wd := range old {
 		if w.nodes[wd] == nil {
 			w.detach(wd)

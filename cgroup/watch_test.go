@@ -422,11 +422,50 @@ func openFiles(t *testing.T) []string {
 	return files
 }
 
+// eventsHeld is how many memory.events are open.
+func eventsHeld(t *testing.T) (n int) {
+	t.Helper()
+	for _, f := range openFiles(t) {
+		if strings.HasSuffix(f, "/"+string(MemoryEvents)) || strings.HasSuffix(f, "/"+string(MemoryEvents)+" (deleted)") {
+			n++
+		}
+	}
+	return n
+}
+
+// The kernel tells of memory.events as long as the file is held: that of each cgroup is,
+// and of none that is gone.
+func TestWatchHoldsEvents(t *testing.T) {
+	tree, dir := fixture(t, config.Cgroupfs, watchedContainer+"\nkubepods\nkubepods/burstable/podgone\nkubepods/burstable/podlost")
+	for _, cgroup := range []string{"kubepods", watchedContainer, "kubepods/burstable/podgone", "kubepods/burstable/podlost"} {
+		cgrouptest.Write(t, filepath.Join(dir, cgroup, string(MemoryEvents)), "oom_kill 0\n")
+	}
+	f := follow(t, watch(t, tree))
+	if got := eventsHeld(t); got != 4 {
+		t.Errorf("holds %d, want 4", got)
+	}
+	if err := os.RemoveAll(filepath.Join(dir, "kubepods/burstable/podgone")); err != nil {
+		t.Fatal(err)
+	}
+	f.until(Event{Removed, "kubepods/burstable/podgone", ""})
+	if got := eventsHeld(t); got != 3 {
+		t.Errorf("holds %d after one was removed, want 3", got)
+	}
+	overflow(t, dir)
+	if err := os.RemoveAll(filepath.Join(dir, "kubepods/burstable/podlost")); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, "that of what went unnoticed is closed", func() bool { return eventsHeld(t) == 2 })
+}
+
 // However it ends, nothing stays open and no goroutine stays behind.
 func TestWatchLeavesNothing(t *testing.T) {
-	tree, _ := fixture(t, config.Cgroupfs, watchedContainer)
+	tree, dir := fixture(t, config.Cgroupfs, watchedContainer)
 	if err := watch(t, tree).Close(); err != nil { // the poller's own descriptors are open from here on
 		t.Fatal(err)
+	}
+	for _, cgroup := range []string{"kubepods", watchedContainer} {
+		cgrouptest.Write(t, filepath.Join(dir, cgroup, string(MemoryEvents)), "oom_kill 0\n")
 	}
 	files, goroutines := openFiles(t), runtime.NumGoroutine()
 	for name, end := range map[string]func(w *Watcher, cancel func()) error{
@@ -441,6 +480,9 @@ func TestWatchLeavesNothing(t *testing.T) {
 				w := watch(t, tree)
 				done := make(chan error)
 				run := func() { done <- w.Run(ctx, func(Event) {}) }
+				if got := eventsHeld(t); got != 2 {
+					t.Errorf("holds memory.events of %d cgroups, want 2", got)
+				}
 				if running {
 					go run()
 				}
