@@ -298,6 +298,7 @@ func (a *agent) startControllers(ctx context.Context) error {
 		a.guard.counted(dir)
 		a.kills.counted(dir)
 	}
+	a.kernel.lost = a.kills.lost
 	go w.landings.run(ctx)
 	go a.guard.run(ctx)
 	go a.kills.run(ctx)

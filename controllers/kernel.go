@@ -62,8 +62,9 @@ type kernel struct {
 	node    ctrl.Request
 	metrics *metrics.Metrics
 	log     logr.Logger
-	// counted is told of a change of memory.events.
+	// counted is told of a change of memory.events, lost that there may have been any.
 	counted func(cgroup string)
+	lost    func()
 
 	tree    *cgroup.Tree // that is watched, or was tried to be
 	watcher *cgroup.Watcher
@@ -148,6 +149,9 @@ func (k *kernel) happened(tree *cgroup.Tree, e cgroup.Event) {
 	case e.Kind == cgroup.Lost:
 		k.metrics.EventsLost()
 		k.pass.ask()
+		if k.lost != nil {
+			k.lost()
+		}
 		return
 	case e.Kind == cgroup.Removed:
 		return // nothing is wanted of it any more

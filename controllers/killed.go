@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"path"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -29,6 +30,9 @@ const (
 	// reported is how long a kill whose counters went with the cgroup waits for the
 	// pod's status to tell of it: a node that ran out of memory has a slow kubelet.
 	reported = 2 * time.Minute
+	// linger is how long what is left of a kill waits, once a container of it is told of:
+	// most likely for nothing, as a kill has as many counts as processes.
+	linger = 10 * time.Second
 	// idle is how long nothing is looked at where nothing is noticed.
 	idle = time.Hour
 )
@@ -54,26 +58,41 @@ type kills struct {
 type tally struct {
 	inode     uint64
 	request   ctrl.Request // of the pod
+	uid       string       // likewise
 	container string       // empty for a pod, a class and kubepods
 	id        string       // of the container
 	values    memory.Values
 	usage     *memory.Value
-	// base is what the counters were settle ago or before, recent what they were
-	// when last read.
-	base, recent oom.Counters
-	recentAt     time.Time
-	killedAt     time.Time // when a kill was noticed that is not explained yet
-	told         uint64    // how many of the kills since base are
+	// base is what the counters were settle or more before recent, at baseAt; late is
+	// what they were since, and becomes base in turn.
+	base, late, recent oom.Counters
+	baseAt, lateAt     time.Time
+	killedAt           time.Time // when a kill was noticed that is not explained yet
+	told               uint64    // how many of the kills since base are explained
+	toldAt             time.Time // the last of those
+	byStatus           bool      // one of those was, by a pod's status alone
+	reread             bool      // so was all beneath it, since killedAt
 }
+
+// isPod reports whether it is a pod's.
+func (t *tally) isPod() bool { return t.request.Name != "" && t.container == "" }
+
+// pending reports whether a kill was noticed that is not explained yet.
+func (t *tally) pending() bool { return !t.killedAt.IsZero() }
 
 // untold is how many kills are not explained yet.
 func (t *tally) untold() uint64 {
-	n := t.recent.Since(t.base).Total.OOMKill
-	return n - min(n, t.told)
+	return less(t.recent.Since(t.base).Total.OOMKill, t.told)
 }
 
 // begin counts anew from here.
-func (t *tally) begin() { t.base, t.killedAt, t.told = t.recent, time.Time{}, 0 }
+func (t *tally) begin() {
+	t.base, t.late, t.baseAt = t.recent, t.recent, t.lateAt
+	t.usage, t.killedAt, t.told, t.byStatus, t.reread = nil, time.Time{}, 0, false, false
+}
+
+// less is n without m, and 0 if there are not so many.
+func less(n, m uint64) uint64 { return n - min(n, m) }
 
 func newKills(pods client.Reader, s *surveyor, a *announcer, m *metrics.Metrics, log logr.Logger) *kills {
 	return &kills{
@@ -82,8 +101,8 @@ func newKills(pods client.Reader, s *surveyor, a *announcer, m *metrics.Metrics,
 	}
 }
 
-// follow begins to count what happens to cgroups.
-func (k *kills) follow(request ctrl.Request, cgroups []seen) {
+// follow begins to count what happens to a pod's cgroups.
+func (k *kills) follow(tree *cgroup.Tree, request ctrl.Request, cgroups []seen) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for i := range cgroups {
@@ -91,23 +110,47 @@ func (k *kills) follow(request ctrl.Request, cgroups []seen) {
 		if path.Base(s.Cgroup.Cgroup) == cgroup.CrunChild {
 			continue // the scope counts what happens in it
 		}
-		t := k.tallies[s.Cgroup.Cgroup]
-		if t == nil || t.inode != s.dir.Inode {
-			total, local, err := s.dir.Events()
-			if err != nil {
-				continue // gone, or without counters: nothing can be told of it
+		if t := k.counting(s.dir); t != nil {
+			t.request, t.uid, t.container, t.values = request, s.UID, s.Container, s.Values
+			if s.Container != "" {
+				t.id, _ = cgroup.ContainerID(tree.Layout.Driver, path.Base(s.Cgroup.Cgroup))
 			}
-			t = &tally{inode: s.dir.Inode, base: oom.Counters{Total: total, Local: local}, recent: oom.Counters{Total: total, Local: local}}
-			k.tallies[s.Cgroup.Cgroup] = t
-		}
-		t.request, t.container, t.values = request, s.Container, s.Values
-		if site := k.surveyor.site.Load(); site != nil && s.Container != "" {
-			t.id, _ = cgroup.ContainerID(site.tree.Layout.Driver, path.Base(s.Cgroup.Cgroup))
 		}
 	}
 }
 
-// counted is told that memory.events of a cgroup has changed.
+// followNode begins to count what happens to kubepods and the classes.
+func (k *kills) followNode(tree *cgroup.Tree) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, class := range classes {
+		if d, err := tree.Open(tree.Layout.QOS(class)); err == nil {
+			k.counting(d)
+			d.Close()
+		}
+	}
+}
+
+// classes are innermost first: that of Guaranteed is kubepods.
+var classes = []corev1.PodQOSClass{corev1.PodQOSBestEffort, corev1.PodQOSBurstable, corev1.PodQOSGuaranteed}
+
+// counting returns what was counted of a cgroup, from now on if it is new; nil if it
+// is gone or has no counters.
+func (k *kills) counting(d *cgroup.Dir) *tally {
+	t := k.tallies[d.Cgroup]
+	if t == nil || t.inode != d.Inode {
+		total, local, err := d.Events()
+		if err != nil {
+			return nil
+		}
+		now, is := time.Now(), oom.Counters{Total: total, Local: local}
+		t = &tally{inode: d.Inode, base: is, late: is, recent: is, baseAt: now, lateAt: now}
+		k.tallies[d.Cgroup] = t
+	}
+	return t
+}
+
+// counted is told that memory.events of a cgroup has changed; lost that any may have.
 func (k *kills) counted(dir string) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -115,6 +158,19 @@ func (k *kills) counted(dir string) {
 		return
 	}
 	k.dirty[dir] = true
+	k.awake()
+}
+
+func (k *kills) lost() {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for dir := range k.tallies {
+		k.dirty[dir] = true
+	}
+	k.awake()
+}
+
+func (k *kills) awake() {
 	select {
 	case k.wake <- struct{}{}:
 	default:
@@ -123,125 +179,153 @@ func (k *kills) counted(dir string) {
 
 // run counts until the context ends.
 func (k *kills) run(ctx context.Context) {
+	due := time.Now()
 	for {
-		wait := idle
 		if site := k.surveyor.site.Load(); site != nil {
-			k.count(site.tree, time.Now())
-			wait = k.explain(ctx, site, time.Now())
+			now := time.Now()
+			if k.count(site.tree, now) {
+				due = now
+			}
+			if !now.Before(due) {
+				due = now.Add(k.explain(ctx, site, now))
+			}
 		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-k.wake:
-		case <-time.After(wait):
+		case <-time.After(time.Until(due)):
 		}
 	}
 }
 
-// count reads the counters of what has changed.
-func (k *kills) count(tree *cgroup.Tree, now time.Time) {
+// count reads the counters of what has changed, and reports whether there was a kill.
+func (k *kills) count(tree *cgroup.Tree, now time.Time) (killed bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for dir := range k.dirty {
 		if t := k.tallies[dir]; t != nil {
-			t.read(tree, dir, now)
+			killed = t.read(tree, dir, now) || killed
 		}
 	}
 	clear(k.dirty)
+	return killed
 }
 
-// read takes the counters in.
-func (t *tally) read(tree *cgroup.Tree, dir string, now time.Time) {
+// read takes the counters in, and reports whether there was a first kill.
+func (t *tally) read(tree *cgroup.Tree, dir string, now time.Time) (killed bool) {
 	d, err := tree.Open(dir)
 	if err != nil {
-		return // what was last read stays
+		return false // what was last read stays
 	}
 	defer d.Close()
 	if d.Inode != t.inode {
-		return
+		return false
 	}
 	total, local, err := d.Events()
 	if err != nil {
-		return
+		return false
 	}
-	if t.killedAt.IsZero() && now.Sub(t.recentAt) >= 2*settle {
-		t.base = t.recent
+	t.recent = oom.Counters{Total: total, Local: local}
+	if t.pending() {
+		return false
 	}
-	if t.killedAt.IsZero() && total.OOMKill > t.base.Total.OOMKill {
-		t.killedAt = now
-		if usage, err := d.Usage(); err == nil {
-			t.usage = &usage
-		}
+	if now.Sub(t.lateAt) >= settle {
+		t.base, t.baseAt = t.late, t.lateAt
+		t.late, t.lateAt = t.recent, now
 	}
-	t.recent, t.recentAt = oom.Counters{Total: total, Local: local}, now
+	if total.OOMKill == t.base.Total.OOMKill {
+		return false
+	}
+	t.killedAt = now
+	if usage, err := d.Usage(); err == nil {
+		t.usage = &usage
+	}
+	return true
 }
 
 // explain tells of the kills that have settled. It returns when to look again.
 func (k *kills) explain(ctx context.Context, site *site, now time.Time) (again time.Duration) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	// What one OOM killer took, of a pod or of several, is told at once, by the same
-	// counters: those noticed a moment later too.
-	var containers []string
-	again = idle
-	settled := false
-	for dir, t := range k.tallies {
-		if t.container != "" && !t.killedAt.IsZero() {
-			containers = append(containers, dir)
-			settled = settled || now.Sub(t.killedAt) >= settle
-		}
-	}
-	switch {
-	case settled:
-		k.explainContainers(ctx, site, containers)
-	case len(containers) > 0:
-		again = settle / 4
-	}
+	again = k.explainContainers(ctx, site, now)
 	// The counters of a pod include what was told: what is left went with its container.
 	for dir, t := range k.tallies {
-		if t.container == "" && t.request.Name != "" && !t.killedAt.IsZero() {
+		if t.isPod() && t.pending() {
 			again = min(again, k.explainGone(ctx, site, dir, t, now))
 		}
 	}
 	return min(again, k.explainVanished(ctx, site, now))
 }
 
-// explainContainers tells of kills that the containers' own counters have kept.
-func (k *kills) explainContainers(ctx context.Context, site *site, dirs []string) {
-	for _, dir := range dirs {
+// explainContainers tells of kills that the containers' own counters have kept. Those of
+// one OOM killer are told by the same counters, before any of them begins anew.
+func (k *kills) explainContainers(ctx context.Context, site *site, now time.Time) (again time.Duration) {
+	again = idle
+	var settled []string
+	for dir, t := range k.tallies {
+		switch {
+		case t.container == "" || !t.pending():
+		case now.Sub(t.killedAt) < settle:
+			again = settle / 4
+		default:
+			settled = append(settled, dir)
+		}
+	}
+	slices.Sort(settled)
+	for _, dir := range settled {
 		t := k.tallies[dir]
-		k.named[t.id] = time.Now()
+		t.read(site.tree, dir, now)
+		k.named[t.id] = now
 		k.tell(ctx, site, path.Dir(path.Dir(dir)), path.Dir(dir), t, nil, nil)
 	}
-	for _, dir := range dirs {
-		k.told(site, dir, k.tallies[dir].untold())
+	for _, dir := range settled {
+		k.told(site, dir, k.tallies[dir].untold(), now)
 	}
+	return again
 }
 
 // explainGone tells of a kill that only the pod's counters have kept: the
 // container's went with its cgroup. It returns when to look again.
 func (k *kills) explainGone(ctx context.Context, site *site, dir string, t *tally, now time.Time) (again time.Duration) {
-	if now.Sub(t.killedAt) < settle {
+	known := uint64(0) // to be told by its containers
+	for beneath, c := range k.tallies {
+		if c.pending() && path.Dir(beneath) == dir {
+			known += c.untold()
+		}
+	}
+	left := less(t.untold(), known)
+	if left == 0 || now.Sub(t.killedAt) < settle {
 		return settle / 4
 	}
 	var pod corev1.Pod
-	if err := k.pods.Get(ctx, t.request.NamespacedName, &pod); err != nil {
-		t.begin() // those above it have still counted it
-		return idle
-	}
-	ends := k.ends(&pod, t.killedAt)
-	switch {
-	case len(ends) == 0 && now.Sub(t.killedAt) <= reported:
+	err := k.pods.Get(ctx, t.request.NamespacedName, &pod)
+	switch ends := k.ends(&pod, t); {
+	case err != nil || string(pod.UID) != t.uid:
+		if t.told > 0 {
+			k.told(site, dir, left, now)
+		} else {
+			t.begin() // those above it have still counted it
+		}
+	case len(ends) > 0:
+		for _, s := range ends[:min(len(ends), int(left))] {
+			k.named[endID(s)] = now
+			if k.tell(ctx, site, path.Dir(dir), dir, k.of(t.request, s), &pod, s) {
+				k.told(site, dir, 1, now)
+			}
+		}
 		return 2 * settle
-	case len(ends) == 0: // it may have been a child, whose parent ended by itself
+	case t.told > 0 && now.Sub(t.toldAt) > linger:
+		// More processes of containers that are told of, or the sandbox's.
+		k.told(site, dir, left, now)
+	case t.told == 0 && now.Sub(t.killedAt) > reported:
+		// It may have been a child, whose parent ended by itself.
 		k.tell(ctx, site, path.Dir(dir), dir, &tally{request: t.request}, &pod, nil)
+		k.told(site, dir, left, now)
+	default:
+		return 2 * settle
 	}
-	for _, s := range ends {
-		k.named[endID(s)] = now
-		k.tell(ctx, site, path.Dir(dir), dir, k.of(t.request, s.Name), &pod, s)
-	}
-	k.told(site, dir, t.untold())
-	return idle
+	return settle / 4
 }
 
 // explainVanished tells of kills of which only the cgroups above the pods have kept
@@ -250,20 +334,23 @@ func (k *kills) explainGone(ctx context.Context, site *site, dir string, t *tall
 // none does, the event is the Node's. It returns when to look again.
 func (k *kills) explainVanished(ctx context.Context, site *site, now time.Time) (again time.Duration) {
 	root := k.tallies[site.tree.Layout.Root]
-	if root == nil || root.killedAt.IsZero() {
+	switch {
+	case root == nil || !root.pending():
 		return idle
-	}
-	known := uint64(0) // to be told by what is beneath
-	for _, t := range k.tallies {
-		if t.container == "" && t.request.Name != "" && !t.killedAt.IsZero() {
-			known += t.untold()
-		}
-	}
-	if root.untold() <= known {
-		return idle
-	}
-	if now.Sub(root.killedAt) < settle {
+	case now.Sub(root.killedAt) < settle:
 		return settle / 4
+	}
+	vanished := k.vanished(site)
+	if len(vanished) > 0 && !root.reread {
+		// Events may have been lost: what is beneath counts first.
+		root.reread = true
+		for _, dir := range slices.Sorted(maps.Keys(k.tallies)) { // from above
+			k.tallies[dir].read(site.tree, dir, now)
+		}
+		return settle / 4
+	}
+	if len(vanished) == 0 {
+		return 2 * settle
 	}
 	var pods corev1.PodList
 	if err := k.pods.List(ctx, &pods); err != nil {
@@ -272,63 +359,118 @@ func (k *kills) explainVanished(ctx context.Context, site *site, now time.Time) 
 	for i := range pods.Items {
 		pod := &pods.Items[i]
 		request := ctrl.Request{NamespacedName: client.ObjectKeyFromObject(pod)}
-		for _, s := range k.ends(pod, root.killedAt) {
-			if root.untold() <= known {
-				return idle
-			}
-			class := site.tree.Layout.QOS(qos.Class(pod))
+		class := qos.Class(pod)
+		if vanished[class] == 0 || k.counts(site, request) {
+			continue
+		}
+		dir := site.tree.Layout.QOS(class)
+		ends := k.ends(pod, root)
+		for _, s := range ends[:min(len(ends), int(vanished[class]))] {
 			k.named[endID(s)] = now
-			if k.tell(ctx, site, class, "", k.of(request, s.Name), pod, s) {
-				k.told(site, class, 1)
+			if k.tell(ctx, site, dir, "", k.of(request, s), pod, s) {
+				k.tallies[dir].byStatus = true
+				k.told(site, dir, 1, now)
+				vanished[class]--
 			}
 		}
 	}
 	if now.Sub(root.killedAt) <= reported {
 		return 2 * settle
 	}
-	for _, class := range []corev1.PodQOSClass{corev1.PodQOSBestEffort, corev1.PodQOSBurstable, corev1.PodQOSGuaranteed} {
-		dir := site.tree.Layout.QOS(class)
-		if t := k.tallies[dir]; t != nil && t.untold() > 0 {
-			k.tell(ctx, site, dir, "", &tally{container: string(class)}, nil, nil)
-			k.told(site, dir, t.untold())
+	for _, class := range classes {
+		n := vanished[class]
+		if n == 0 {
+			continue
 		}
+		dir := site.tree.Layout.QOS(class)
+		t := k.tallies[dir]
+		// Of a container that was killed as a group, one process is told of.
+		if !t.byStatus || t.recent.Since(t.base).Total.OOMGroupKill == 0 {
+			k.tell(ctx, site, dir, "", &tally{container: string(class)}, nil, nil)
+		}
+		k.told(site, dir, n, now)
 	}
-	root.begin()
-	return idle
+	return 2 * settle
 }
 
-// of returns what was counted of a container, without counters if that is not known.
-func (k *kills) of(request ctrl.Request, container string) *tally {
-	found := &tally{request: request, container: container}
+// vanished is how many kills of each class nothing beneath it has counted.
+func (k *kills) vanished(site *site) map[corev1.PodQOSClass]uint64 {
+	known := map[string]uint64{} // by what is above the pod
+	for dir, t := range k.tallies {
+		if t.isPod() && t.pending() {
+			known[path.Dir(dir)] += t.untold()
+		}
+	}
+	vanished, within := map[corev1.PodQOSClass]uint64{}, uint64(0)
+	for _, class := range classes {
+		dir := site.tree.Layout.QOS(class)
+		t := k.tallies[dir]
+		if t == nil {
+			continue
+		}
+		n := t.untold()
+		if class == corev1.PodQOSGuaranteed {
+			n = less(n, within)
+		}
+		within += n
+		if n = less(n, known[dir]); n > 0 {
+			vanished[class] = n
+		}
+	}
+	return vanished
+}
+
+// counts reports whether a pod has its cgroup, which counts what happens to it.
+func (k *kills) counts(site *site, request ctrl.Request) bool {
+	for dir, t := range k.tallies {
+		if t.isPod() && t.request == request && site.tree.Is(dir, t.inode) {
+			return true
+		}
+	}
+	return false
+}
+
+// of returns what is known of a container that ended, but its counters.
+func (k *kills) of(request ctrl.Request, s *corev1.ContainerStatus) *tally {
+	found := &tally{request: request, container: s.Name}
 	for _, t := range k.tallies {
-		if t.container == container && t.request == request {
+		if t.container != "" && t.id == endID(s) {
 			found.values, found.usage = t.values, t.usage
 		}
 	}
 	return found
 }
 
-// ends returns the containers of a pod that were killed about when a kill was noticed,
-// or since, and of which is not told yet.
-func (k *kills) ends(pod *corev1.Pod, killedAt time.Time) []*corev1.ContainerStatus {
-	var ends []*corev1.ContainerStatus
+// ends returns the containers of a pod that were killed since a cgroup had not counted
+// that yet, and of which is not told. Those come first of which the runtime says why.
+func (k *kills) ends(pod *corev1.Pod, t *tally) []*corev1.ContainerStatus {
+	since := t.baseAt
+	if earliest := t.killedAt.Add(-reported); since.Before(earliest) {
+		since = earliest
+	}
+	since = since.Truncate(time.Second) // as in the status
+	var sure, likely []*corev1.ContainerStatus
 	for _, statuses := range [][]corev1.ContainerStatus{pod.Status.InitContainerStatuses, pod.Status.ContainerStatuses, pod.Status.EphemeralContainerStatuses} {
 		for i := range statuses {
-			end := end(&statuses[i])
-			if end == nil || end.FinishedAt.Time.Before(killedAt.Add(-2*settle).Truncate(time.Second)) {
+			s := &statuses[i]
+			end := end(s)
+			if end == nil || end.FinishedAt.Time.Before(since) {
 				continue
 			}
-			if _, named := k.named[endID(&statuses[i])]; named {
+			if told, ok := k.named[endID(s)]; ok && end.FinishedAt.Time.Before(told.Add(linger)) {
 				continue
 			}
 			// Who evicts or deletes a pod sends it SIGKILL too.
 			sent := pod.Status.Reason == "Evicted" || pod.DeletionTimestamp != nil
-			if end.Reason == "OOMKilled" || end.ExitCode == 137 && !sent {
-				ends = append(ends, &statuses[i])
+			switch {
+			case end.Reason == "OOMKilled":
+				sure = append(sure, s)
+			case end.ExitCode == 137 && !sent:
+				likely = append(likely, s)
 			}
 		}
 	}
-	return ends
+	return append(sure, likely...)
 }
 
 // end returns how a container ended last, nil if it never did.
@@ -344,12 +486,13 @@ func endID(s *corev1.ContainerStatus) string {
 
 // told takes in that n kills in a cgroup are explained, for what is above it too.
 // Where none is left, counting begins anew.
-func (k *kills) told(site *site, dir string, n uint64) {
+func (k *kills) told(site *site, dir string, n uint64, now time.Time) {
 	for ; len(dir) >= len(site.tree.Layout.Root); dir = path.Dir(dir) {
 		t := k.tallies[dir]
 		if t == nil {
 			continue
 		}
+		t.toldAt = now
 		if t.told += n; t.untold() == 0 {
 			t.begin()
 		}
@@ -386,29 +529,34 @@ func (k *kills) tell(ctx context.Context, site *site, class, podDir string, t *t
 		return false
 	}
 	k.metrics.OOM(string(v.Cause))
-	reason := "OutOfMemory" + string(v.Cause)
+	reason, note := "OutOfMemory"+string(v.Cause), subject(t.container)+": "+v.Message
 	if t.request.Name == "" {
-		note := fmt.Sprintf("a container of a %s pod that is not known any more: %s", t.container, v.Message)
-		k.log.Info("out of memory", "class", t.container, "cause", string(v.Cause), "detail", note)
-		k.announce.node(corev1.EventTypeWarning, reason, "Explain", note)
+		k.tellNode(reason, fmt.Sprintf("a container of a %s pod that is not known any more: %s", t.container, v.Message))
 		return true
 	}
 	k.history.killed(t.request, t.container, v)
 	if pod == nil {
 		pod = &corev1.Pod{}
 		if err := k.pods.Get(ctx, t.request.NamespacedName, pod); err != nil {
-			return true // it is gone: there is nothing to hang an event on
+			k.tellNode(reason, fmt.Sprintf("pod %s, which is gone, %s", t.request, note))
+			return true
 		}
 	}
 	k.log.Info("out of memory", "namespace", pod.Namespace, "pod", pod.Name, "container", t.container, "cause", string(v.Cause), "detail", v.Message)
-	k.announce.always(pod, corev1.EventTypeWarning, reason, "Explain", subject(t.container)+": "+v.Message)
+	k.announce.always(pod, corev1.EventTypeWarning, reason, "Explain", note)
 	return true
+}
+
+// tellNode tells of a kill in a pod that there is no object of to have the event.
+func (k *kills) tellNode(reason, note string) {
+	k.log.Info("out of memory", "reason", reason, "detail", note)
+	k.announce.node(corev1.EventTypeWarning, reason, "Explain", note)
 }
 
 // tidy drops cgroups that are gone, once what was counted of them is told.
 func (k *kills) tidy(tree *cgroup.Tree) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	maps.DeleteFunc(k.tallies, func(dir string, t *tally) bool { return t.killedAt.IsZero() && !tree.Is(dir, t.inode) })
+	maps.DeleteFunc(k.tallies, func(dir string, t *tally) bool { return !t.pending() && !tree.Is(dir, t.inode) })
 	maps.DeleteFunc(k.named, func(_ string, at time.Time) bool { return time.Since(at) > 2*reported })
 }

@@ -19,7 +19,7 @@ type killWorld struct{ *world }
 
 func newKillWorld(t *testing.T) *killWorld {
 	w := &killWorld{newWorld(t, podTree, burstable("p", "64Mi", "128Mi"))}
-	for _, dir := range []string{"kubepods", "kubepods/burstable", podDir, podDir + "/" + idApp} {
+	for _, dir := range []string{"kubepods", "kubepods/burstable", "kubepods/besteffort", podDir, podDir + "/" + idApp} {
 		w.events(dir, 0, 0, 0)
 	}
 	w.mustReconcilePod("p")
@@ -46,12 +46,12 @@ func (w *killWorld) told() []string {
 func (w *killWorld) toldAt(later time.Duration) []string {
 	w.Helper()
 	k, site := w.pod.kills, w.surveyor.site.Load()
-	for _, dir := range []string{podDir + "/" + idApp, podDir, "kubepods/burstable", "kubepods"} {
-		k.counted(dir)
-	}
+	k.lost()
 	now := time.Now()
 	k.count(site.tree, now)
-	k.explain(w.Context(), site, now.Add(later))
+	for range 2 { // before it tells of what only a class has counted, it reads what is beneath
+		k.explain(w.Context(), site, now.Add(later))
+	}
 	return w.announced()
 }
 
@@ -126,6 +126,7 @@ func groupWorld(t *testing.T) (w *killWorld, second string) {
 	w.events(podDir+"/"+idApp, 0, 0, 1)
 	w.events(podDir, 1, 1, 2)
 	cgrouptest.Write(t, filepath.Join(w.dir, podDir, "memory.events.local"), "low 0\nhigh 0\nmax 0\noom 1\noom_kill 0\noom_group_kill 1")
+	w.events("kubepods/burstable", 0, 1, 2)
 	w.events("kubepods", 0, 1, 2)
 	return w, second
 }
@@ -144,6 +145,11 @@ func TestGroupKill(t *testing.T) {
 	k.count(site.tree, now.Add(settle/2))
 	k.explain(w.Context(), site, now.Add(settle))
 	got := w.announced()
+	if len(got) != 1 {
+		t.Errorf("announced %q, want that of app: the other may go on", got)
+	}
+	k.explain(w.Context(), site, now.Add(3*settle/2))
+	got = append(got, w.announced()...)
 	if len(got) != 2 || !strings.Contains(got[0], "OutOfMemoryGroupKill") || !strings.Contains(got[1], "OutOfMemoryGroupKill") {
 		t.Errorf("announced %q, want two OutOfMemoryGroupKill", got)
 	}
@@ -195,16 +201,11 @@ func TestGroupKillOfOneThatIsGone(t *testing.T) {
 	if got := w.told(); len(got) != 1 || !strings.Contains(got[0], "OutOfMemoryGroupKill container app") {
 		t.Errorf("announced %q, want that of app", got)
 	}
-	var pod corev1.Pod
-	if err := w.pods.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &pod); err != nil {
-		t.Fatal(err)
-	}
-	for i := range pod.Status.ContainerStatuses {
-		pod.Status.ContainerStatuses[i].State.Terminated = &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", FinishedAt: metav1.Now()}
-	}
-	if err := w.pods.Status().Update(t.Context(), &pod); err != nil {
-		t.Fatal(err)
-	}
+	w.status(func(s *corev1.PodStatus) {
+		for i := range s.ContainerStatuses {
+			s.ContainerStatuses[i].State.Terminated = &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", FinishedAt: metav1.Now()}
+		}
+	})
 	w.tells("OutOfMemoryGroupKill container second")
 }
 
@@ -238,14 +239,9 @@ func TestKillOfAContainerThatIsGone(t *testing.T) {
 	if got := w.told(); len(got) != 0 {
 		t.Errorf("announced %q before the status tells whose it was", got)
 	}
-	var pod corev1.Pod
-	if err := w.pods.Get(t.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &pod); err != nil {
-		t.Fatal(err)
-	}
-	pod.Status.ContainerStatuses[0].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", FinishedAt: metav1.Now()}
-	if err := w.pods.Status().Update(t.Context(), &pod); err != nil {
-		t.Fatal(err)
-	}
+	w.status(func(s *corev1.PodStatus) {
+		s.ContainerStatuses[0].LastTerminationState.Terminated = &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", FinishedAt: metav1.Now()}
+	})
 	w.tells("OutOfMemoryContainerLimit container app")
 }
 
@@ -264,6 +260,99 @@ func TestKillOfAChildThatIsGone(t *testing.T) {
 	w.tellsAt(reported+settle, "OutOfMemoryNodeOutOfMemory pod: the node ran out of memory")
 }
 
+// The sandbox is killed with the group and has no counters that are followed: of it
+// nothing is told, then or when the pod is deleted.
+func TestGroupKillTakesTheSandbox(t *testing.T) {
+	for name, later := range map[string]func(*killWorld){
+		"pod stays": func(*killWorld) {},
+		"pod goes": func(w *killWorld) {
+			if err := w.pods.Delete(w.Context(), burstable("p", "64Mi", "128Mi")); err != nil {
+				w.Fatal(err)
+			}
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, second := groupWorld(t)
+			w.events(second, 0, 0, 1)
+			w.events(podDir, 1, 1, 3)
+			cgrouptest.Write(t, filepath.Join(w.dir, podDir, "memory.events.local"), "low 0\nhigh 0\nmax 0\noom 1\noom_kill 0\noom_group_kill 1")
+			w.events("kubepods/burstable", 0, 1, 3)
+			w.events("kubepods", 0, 1, 3)
+			if got := w.told(); len(got) != 2 {
+				t.Errorf("announced %q, want two", got)
+			}
+			later(w)
+			for _, later := range []time.Duration{settle, linger + 2*settle, reported + settle} {
+				if got := w.toldAt(later); len(got) != 0 {
+					t.Errorf("announced after %v: %q", later, got)
+				}
+			}
+			for dir, tally := range w.pod.kills.tallies {
+				if tally.pending() {
+					t.Errorf("%s waits for more", dir)
+				}
+			}
+		})
+	}
+}
+
+// Both were killed and are gone; the status tells of them one after the other.
+func TestKillsOfContainersThatAreGone(t *testing.T) {
+	w, second := groupWorld(t)
+	for _, dir := range []string{second, podDir + "/" + idApp} {
+		if err := os.RemoveAll(filepath.Join(w.dir, dir)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for i, name := range []string{"app", "second"} {
+		w.status(func(s *corev1.PodStatus) {
+			s.ContainerStatuses[i].State.Terminated = &corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled", FinishedAt: metav1.Now()}
+		})
+		w.tells("OutOfMemoryGroupKill container " + name)
+	}
+}
+
+// The pod that is killed now is another than the one of its name that was.
+func TestKillOfAPodOfTheSameName(t *testing.T) {
+	w := newKillWorld(t)
+	if err := os.RemoveAll(filepath.Join(w.dir, podDir, idApp)); err != nil {
+		t.Fatal(err)
+	}
+	w.events(podDir, 0, 1, 1)
+	if err := w.pods.Delete(t.Context(), burstable("p", "64Mi", "128Mi")); err != nil {
+		t.Fatal(err)
+	}
+	another := burstable("p", "64Mi", "128Mi")
+	another.UID = "uid-2"
+	if err := w.pods.Create(t.Context(), another); err != nil {
+		t.Fatal(err)
+	}
+	w.ends(corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}, "")
+	for _, later := range []time.Duration{2 * settle, reported + settle} {
+		if got := w.toldAt(later); len(got) != 0 {
+			t.Errorf("announced %q", got)
+		}
+	}
+}
+
+// What the kernel told of was lost: the counters of all are read.
+func TestKillThatWasLost(t *testing.T) {
+	w := newKillWorld(t)
+	w.events(podDir+"/"+idApp, 1, 1, 1)
+	w.events(podDir, 0, 1, 1)
+	w.events("kubepods/burstable", 0, 1, 1)
+	w.events("kubepods", 0, 1, 1)
+	k, site, now := w.pod.kills, w.surveyor.site.Load(), time.Now()
+	k.counted("kubepods")
+	k.count(site.tree, now)
+	for i := range 4 {
+		k.explain(w.Context(), site, now.Add(time.Duration(i)*settle))
+	}
+	if got := w.announced(); len(got) != 1 || !strings.Contains(got[0], "OutOfMemoryContainerLimit container app") {
+		t.Errorf("announced %q, want ContainerLimit of app", got)
+	}
+}
+
 // vanishedWorld is a killWorld whose pod's cgroup is gone with the counters of a kill.
 func vanishedWorld(t *testing.T) *killWorld {
 	w := newKillWorld(t)
@@ -278,13 +367,21 @@ func vanishedWorld(t *testing.T) *killWorld {
 // ends has the pod's container end, and the pod for a reason.
 func (w *killWorld) ends(exit corev1.ContainerStateTerminated, reason string) {
 	w.Helper()
+	exit.FinishedAt = metav1.Now()
+	w.status(func(s *corev1.PodStatus) {
+		s.ContainerStatuses[0].State = corev1.ContainerState{Terminated: &exit}
+		s.Reason = reason
+	})
+}
+
+// status changes the pod's.
+func (w *killWorld) status(change func(*corev1.PodStatus)) {
+	w.Helper()
 	var pod corev1.Pod
 	if err := w.pods.Get(w.Context(), client.ObjectKey{Namespace: "default", Name: "p"}, &pod); err != nil {
 		w.Fatal(err)
 	}
-	exit.FinishedAt = metav1.Now()
-	pod.Status.ContainerStatuses[0].State = corev1.ContainerState{Terminated: &exit}
-	pod.Status.Reason = reason
+	change(&pod.Status)
 	if err := w.pods.Status().Update(w.Context(), &pod); err != nil {
 		w.Fatal(err)
 	}
@@ -326,6 +423,45 @@ func TestKillOfAPodThatIsGone(t *testing.T) {
 			w.tellsAt(reported+settle, "OutOfMemoryNodeOutOfMemory a container of a Burstable pod that is not known any more: the node ran out of memory")
 		})
 	}
+}
+
+// A container of several processes is killed as a group: it is told of once.
+func TestKillOfAGroupThatIsGone(t *testing.T) {
+	w := vanishedWorld(t)
+	for _, dir := range []string{"kubepods/burstable", "kubepods"} {
+		cgrouptest.Write(t, filepath.Join(w.dir, dir, "memory.events"), "low 0\nhigh 0\nmax 0\noom 0\noom_kill 3\noom_group_kill 1")
+	}
+	w.ends(corev1.ContainerStateTerminated{ExitCode: 137, Reason: "OOMKilled"}, "")
+	w.tells("OutOfMemoryNodeOutOfMemory container app")
+	if got := w.toldAt(reported + settle); len(got) != 0 {
+		t.Errorf("announced again: %q", got)
+	}
+}
+
+// Nothing is planned for the BestEffort class, and its pods are killed first.
+func TestKillOfABestEffortPodThatIsGone(t *testing.T) {
+	w := newKillWorld(t)
+	w.events("kubepods/besteffort", 0, 0, 1)
+	w.events("kubepods", 0, 0, 1)
+	// A probe kills the Burstable one meanwhile, whose cgroup has counted nothing.
+	w.ends(corev1.ContainerStateTerminated{ExitCode: 137, Reason: "Error"}, "")
+	if got := w.told(); len(got) != 0 {
+		t.Errorf("announced %q", got)
+	}
+	w.tellsAt(reported+settle, "OutOfMemoryNodeOutOfMemory a container of a BestEffort pod")
+}
+
+// The pod of the same class that a probe kills meanwhile has its cgroup, which has
+// counted nothing.
+func TestKillBesideAPodThatIsThere(t *testing.T) {
+	w := newKillWorld(t)
+	w.events("kubepods/burstable", 0, 0, 1)
+	w.events("kubepods", 0, 0, 1)
+	w.ends(corev1.ContainerStateTerminated{ExitCode: 137, Reason: "Error"}, "")
+	if got := w.told(); len(got) != 0 {
+		t.Errorf("announced %q", got)
+	}
+	w.tellsAt(reported+settle, "OutOfMemoryNodeOutOfMemory a container of a Burstable pod")
 }
 
 // One is told of by its own counters, and the other of the same class, whose pod is gone,

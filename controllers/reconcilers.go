@@ -51,7 +51,7 @@ func (r *podReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.R
 		r.metrics.Skipped("Unlocatable")
 		return ctrl.Result{}, fmt.Errorf("find the cgroups of pod %s: %w", req, err)
 	}
-	r.kills.follow(req, cgroups)
+	r.kills.follow(site.tree, req, cgroups)
 	policy, _ := site.policy.For(&pod)
 	// What memqos does not write it cannot raise.
 	writes := !r.writer.dryRun() && !r.writer.kubelet.manages(memory.High)
@@ -155,7 +155,7 @@ func (r *nodeReconciler) Reconcile(ctx context.Context, req ctrl.Request) (ctrl.
 	if err != nil {
 		return ctrl.Result{}, err
 	}
-	r.kills.follow(ctrl.Request{}, cgroups)
+	r.kills.followNode(site.tree)
 	o, err := r.writer.apply(ctx, ctrl.LoggerFrom(ctx), site.tree, req, cgroups)
 	found = find(cgroups, o)
 	r.writer.history.saw(cgroups, o, r.writer.guard.relaxed)
