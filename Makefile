@@ -27,7 +27,7 @@ demo: ## Boot a real node in a virtual machine, run memqos on it, show what it w
 	go run ./hack/demo
 
 .PHONY: test
-test: node unit browser chart prometheus fuzz e2e ## Run every test, those on real nodes included
+test: node unit browser chart prometheus rules fuzz e2e ## Run the tests of CI, those on real nodes included; e2e-* and api have the longer ones
 
 .PHONY: build
 build: ## Build bin/memqos, static
@@ -97,6 +97,10 @@ plots: ## Draw docs/safety/*.svg and docs/images/*.svg from the CSV and the term
 footprint: ## Measure the agent's memory, idle time, requests and system calls, for MEMQOS_IDLE (5m)
 	go test -tags e2e -count=1 -timeout 30m -v -run TestFootprint ./test/footprint
 
+.PHONY: rules
+rules: ## Take each RBAC rule away in turn, on a real API server
+	go test -tags e2e -count=1 -timeout 15m -v -run TestRules ./test/footprint
+
 .PHONY: api
 api: $(HELM) ## On API servers without a node: each RBAC rule taken away; what MEMQOS_AGENTS (200) agents ask; the chart on 1.24, 1.27 and 1.37
 	HELM=$(HELM) go test -tags chart,e2e -count=1 -timeout 30m -v -run TestServers ./test/chart
@@ -125,6 +129,10 @@ lint: $(GOLANGCI_LINT) ## Lint, the package graph included
 	$(GOLANGCI_LINT) run --allow-parallel-runners
 	$(GOLANGCI_LINT) run --allow-parallel-runners --build-tags e2e,chart,browser,kernel ./cgroup ./hack/... ./test/...
 	$(GOLANGCI_LINT) fmt --diff
+
+.PHONY: licenses
+licenses: ## Look at the licence of each module that is linked into memqos
+	go run github.com/google/go-licenses@v1.6.0 check --disallowed_types=forbidden,restricted,unknown ./cmd/... 2>/dev/null
 
 .PHONY: fmt
 fmt: $(GOLANGCI_LINT) ## Format

@@ -144,7 +144,7 @@ func TestPage(t *testing.T) {
 		}
 		fmt.Fprintf(&b, "| `%s` | %s | %s | %s |\n", f.GetName(), strings.ToLower(f.GetType().String()), labelsOf(f), f.GetHelp())
 	}
-	fmt.Fprintf(&b, "\n%d series for each agent, with one reason for each metric that has reasons. With `containerMetrics`\n17 more for each container: 110 pods of two containers make %d.\n%s%s", series, ofContainers(t), end, after)
+	fmt.Fprintf(&b, "\n%d series of memqos's own for each agent, with one reason for each metric that has reasons. With `containerMetrics`\n17 more for each container: 110 pods of two containers make %d.\n%s%s", series, ofContainers(t), end, after)
 	golden(t, page, b.String())
 }
 

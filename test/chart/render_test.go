@@ -100,6 +100,7 @@ prometheusRule: {enabled: true, labels: {release: prometheus}}
 dashboards: {annotations: {grafana_folder: memqos}}
 networkPolicy: {enabled: true, metricsFrom: [{namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: monitoring}}}]}
 openshift: {scc: true}
+rbac: {metricsReader: true}
 `
 
 func TestSnapshots(t *testing.T) {
@@ -481,6 +482,64 @@ func TestPortsFollowTheConfiguration(t *testing.T) {
 	}
 }
 
+// panel is one of a Grafana dashboard.
+type panel struct {
+	ID         int
+	Type       string
+	Title      string
+	GridPos    struct{ X, Y, W, H int }
+	Datasource struct{ UID string }
+	Targets    []struct{ RefID, Expr string }
+}
+
+// lint finds what Grafana would show wrongly: it has 24 columns, and knows a panel by its
+// id and a query by its letter.
+func (p *panel) lint(t *testing.T, dashboard string, before []panel) {
+	t.Helper()
+	if g := p.GridPos; p.ID == 0 || p.Title == "" || g.W <= 0 || g.H <= 0 || g.X < 0 || g.X+g.W > 24 {
+		t.Errorf("%s: panel %d %q at %+v", dashboard, p.ID, p.Title, g)
+	}
+	for _, other := range before {
+		g, o := p.GridPos, other.GridPos
+		if p.ID == other.ID {
+			t.Errorf("%s: %q and %q have the id %d", dashboard, p.Title, other.Title, p.ID)
+		}
+		if g.X < o.X+o.W && o.X < g.X+g.W && g.Y < o.Y+o.H && o.Y < g.Y+g.H {
+			t.Errorf("%s: %q lies over %q", dashboard, p.Title, other.Title)
+		}
+	}
+	if p.Type != "row" && p.Type != "text" && (!strings.HasPrefix(p.Datasource.UID, "$") || len(p.Targets) == 0) {
+		t.Errorf("%s: %q has %d queries of datasource %q, want some, of the dashboard's variable", dashboard, p.Title, len(p.Targets), p.Datasource.UID)
+	}
+	letters := map[string]bool{}
+	for _, target := range p.Targets {
+		if target.RefID == "" || letters[target.RefID] {
+			t.Errorf("%s: two queries %q of %q", dashboard, target.RefID, p.Title)
+		}
+		letters[target.RefID] = true
+	}
+}
+
+// The alert on the DaemonSet knows it by the name that it has.
+func TestAlertOfTheDaemonSet(t *testing.T) {
+	for values, want := range map[string]string{
+		"prometheusRule: {enabled: true}":                             `daemonset="memqos"`,
+		"prometheusRule: {enabled: true}\nfullnameOverride: guardian": `daemonset="guardian"`,
+	} {
+		if out := render(t, values); !strings.Contains(out, want) {
+			t.Errorf("%s: no alert on %s", values, want)
+		}
+	}
+}
+
+// A PodMonitor that could not scrape is refused.
+func TestPodMonitorWithoutToken(t *testing.T) {
+	const values = "podMonitor: {enabled: true}\nconfig: {metricsSecure: true}"
+	if _, err := template(t, values); err == nil || !strings.Contains(err.Error(), "podMonitor.authorization is empty") {
+		t.Errorf("got %v, want that the token is missing", err)
+	}
+}
+
 // Prometheus understands what the dashboards ask.
 func TestDashboardQueries(t *testing.T) {
 	files, err := filepath.Glob(filepath.Join(chartDir, "dashboards", "*.json"))
@@ -498,16 +557,18 @@ func TestDashboardQueries(t *testing.T) {
 			t.Fatal(err)
 		}
 		var dashboard struct {
-			Panels []struct {
-				ID      int
-				Targets []struct{ RefID, Expr string }
-			}
+			UID, Title string
+			Panels     []panel
 		}
 		if err := json.Unmarshal(data, &dashboard); err != nil {
 			t.Fatalf("%s: %v", file, err)
 		}
 		name := strings.TrimSuffix(filepath.Base(file), ".json")
-		for _, p := range dashboard.Panels {
+		if dashboard.UID == "" || dashboard.Title == "" {
+			t.Errorf("%s: uid %q, title %q", name, dashboard.UID, dashboard.Title)
+		}
+		for i, p := range dashboard.Panels {
+			p.lint(t, name, dashboard.Panels[:i])
 			for _, target := range p.Targets {
 				expr := strings.NewReplacer("$__rate_interval", "5m", "$node", "n").Replace(target.Expr)
 				rules = append(rules, rule{fmt.Sprintf("%s:panel_%d:%s", name, p.ID, target.RefID), expr})

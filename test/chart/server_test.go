@@ -40,7 +40,7 @@ const operator = "github.com/prometheus-operator/prometheus-operator@v0.85.0"
 // node. SecurityContextConstraints are OpenShift's and left out.
 func TestServers(t *testing.T) {
 	const all = everything + `
-rbac: {viewer: true}
+rbac: {viewer: true, metricsReader: true}
 dashboards: {enabled: true}
 networkPolicy: {enabled: true, statusFrom: [{ipBlock: {cidr: 192.0.2.0/24}}]}
 openshift: {scc: false}

@@ -53,3 +53,24 @@ func TestOperationsPage(t *testing.T) {
 		}
 	}
 }
+
+// What a release is built with is one Go, whoever builds it.
+func TestOneGo(t *testing.T) {
+	read := func(file string) string {
+		data, err := os.ReadFile(filepath.Join(root, file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return string(data)
+	}
+	m := regexp.MustCompile(`golang:([0-9.]+)-`).FindStringSubmatch(read("Dockerfile"))
+	if m == nil {
+		t.Fatal("the Dockerfile names no Go")
+	}
+	for _, file := range []string{".github/workflows/ci.yaml", ".github/workflows/release.yaml"} {
+		text := read(file)
+		if setups, with := strings.Count(text, "actions/setup-go@"), strings.Count(text, "go-version: "+m[1]); setups == 0 || setups != with {
+			t.Errorf("%s: %d of %d jobs have Go %s, the Dockerfile's", file, with, setups, m[1])
+		}
+	}
+}
