@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
 	"github.com/memqos/memqos/hack/nodeagent"
@@ -339,6 +340,23 @@ func testOOM(t *testing.T, node *testnode.Node) {
 		})
 	})
 	figures(t, "oom", kills)
+	// Each container that died is told of once, and nothing else: no sandbox, no second
+	// process, nothing of a pod that is gone.
+	list, err := clientset(t, node).CoreV1().Events("").List(t.Context(), metav1.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	told := map[string]int{}
+	for _, e := range list.Items {
+		if strings.HasPrefix(e.Reason, "OutOfMemory") {
+			who, _, _ := strings.Cut(e.Message, ": ")
+			told[e.InvolvedObject.Name+" "+who] += int(max(e.Count, 1))
+		}
+	}
+	want := map[string]int{"oom-container container app": 1, "oom-pod container app": 1, "oom-group container app": 1, "oom-group container other": 1, "oom-node container app": 1}
+	if diff := cmp.Diff(want, told); diff != "" {
+		t.Errorf("events (-want +got):\n%s", diff)
+	}
 	for _, pod := range []string{"oom-container", "oom-pod", "oom-group", "oom-node"} {
 		if err := node.Delete(t.Context(), workloadPod(pod, "1", "1")); err != nil {
 			t.Error(err)
