@@ -65,13 +65,31 @@ type tally struct {
 	usage     *memory.Value
 	// base is what the counters were settle or more before recent, at baseAt; late is
 	// what they were since, and becomes base in turn.
-	base, late, recent oom.Counters
+	base, late, recent counts
 	baseAt, lateAt     time.Time
 	killedAt           time.Time // when a kill was noticed that is not explained yet
 	told               uint64    // how many of the kills since base are explained
 	toldAt             time.Time // the last of those
 	byStatus           bool      // one of those was, by a pod's status alone
 	reread             bool      // so was all beneath it, since killedAt
+}
+
+// counts are what is used of a cgroup's memory.events and memory.events.local: there are
+// thousands of them.
+type counts struct{ oom, killed, groups, ownOOM, ownGroups uint32 }
+
+func countsOf(d *cgroup.Dir) (counts, error) {
+	all, own, err := d.Events()
+	return counts{uint32(all.OOM), uint32(all.OOMKill), uint32(all.OOMGroupKill), uint32(own.OOM), uint32(own.OOMGroupKill)}, err
+}
+
+// rise is by how much the counters of a cgroup have risen since base.
+func (t *tally) rise() *oom.Counters {
+	b, r := &t.base, &t.recent
+	return &oom.Counters{
+		Total: memory.Events{OOM: uint64(r.oom - b.oom), OOMKill: uint64(r.killed - b.killed), OOMGroupKill: uint64(r.groups - b.groups)},
+		Local: memory.Events{OOM: uint64(r.ownOOM - b.ownOOM), OOMGroupKill: uint64(r.ownGroups - b.ownGroups)},
+	}
 }
 
 // isPod reports whether it is a pod's.
@@ -82,7 +100,7 @@ func (t *tally) pending() bool { return !t.killedAt.IsZero() }
 
 // untold is how many kills are not explained yet.
 func (t *tally) untold() uint64 {
-	return less(t.recent.Since(t.base).Total.OOMKill, t.told)
+	return less(uint64(t.recent.killed-t.base.killed), t.told)
 }
 
 // begin counts anew from here.
@@ -139,11 +157,11 @@ var classes = []corev1.PodQOSClass{corev1.PodQOSBestEffort, corev1.PodQOSBurstab
 func (k *kills) counting(d *cgroup.Dir) *tally {
 	t := k.tallies[d.Cgroup]
 	if t == nil || t.inode != d.Inode {
-		total, local, err := d.Events()
+		is, err := countsOf(d)
 		if err != nil {
 			return nil
 		}
-		now, is := time.Now(), oom.Counters{Total: total, Local: local}
+		now := time.Now()
 		t = &tally{inode: d.Inode, base: is, late: is, recent: is, baseAt: now, lateAt: now}
 		k.tallies[d.Cgroup] = t
 	}
@@ -222,11 +240,11 @@ func (t *tally) read(tree *cgroup.Tree, dir string, now time.Time) (killed bool)
 	if d.Inode != t.inode {
 		return false
 	}
-	total, local, err := d.Events()
+	is, err := countsOf(d)
 	if err != nil {
 		return false
 	}
-	t.recent = oom.Counters{Total: total, Local: local}
+	t.recent = is
 	if t.pending() {
 		return false
 	}
@@ -234,7 +252,7 @@ func (t *tally) read(tree *cgroup.Tree, dir string, now time.Time) (killed bool)
 		t.base, t.baseAt = t.late, t.lateAt
 		t.late, t.lateAt = t.recent, now
 	}
-	if total.OOMKill == t.base.Total.OOMKill {
+	if t.untold() == 0 {
 		return false
 	}
 	t.killedAt = now
@@ -385,7 +403,7 @@ func (k *kills) explainVanished(ctx context.Context, site *site, now time.Time) 
 		dir := site.tree.Layout.QOS(class)
 		t := k.tallies[dir]
 		// Of a container that was killed as a group, one process is told of.
-		if !t.byStatus || t.recent.Since(t.base).Total.OOMGroupKill == 0 {
+		if !t.byStatus || t.recent.groups == t.base.groups {
 			k.tell(ctx, site, dir, "", &tally{container: string(class)}, nil, nil)
 		}
 		k.told(site, dir, n, now)
@@ -505,7 +523,7 @@ func (k *kills) told(site *site, dir string, n uint64, now time.Time) {
 func (k *kills) tell(ctx context.Context, site *site, class, podDir string, t *tally, pod *corev1.Pod, status *corev1.ContainerStatus) bool {
 	o := oom.Observation{Usage: t.usage, Values: t.values, Status: status}
 	if t.inode != 0 {
-		o.Container = t.recent.Since(t.base)
+		o.Container = t.rise()
 	}
 	rise := func(dir string) (*oom.Counters, *memory.Value) {
 		a := k.tallies[dir]
@@ -515,9 +533,9 @@ func (k *kills) tell(ctx context.Context, site *site, class, podDir string, t *t
 		a.read(site.tree, dir, time.Now())
 		limit, err := site.tree.Value(dir, memory.Max)
 		if err != nil {
-			return a.recent.Since(a.base), nil
+			return a.rise(), nil
 		}
-		return a.recent.Since(a.base), &limit
+		return a.rise(), &limit
 	}
 	o.Pod, o.PodMax = rise(podDir)
 	if class != site.tree.Layout.Root {

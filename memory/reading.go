@@ -12,22 +12,6 @@ type Events struct {
 	OOMGroupKill   uint64 // times killed as a group (memory.oom.group); since 5.17, else 0
 }
 
-// Since returns by how much each counter rose after before was read. A counter
-// that fell is that of another cgroup: it counts from 0.
-func (e Events) Since(before Events) Events {
-	return Events{
-		Low: rise(before.Low, e.Low), High: rise(before.High, e.High), Max: rise(before.Max, e.Max),
-		OOM: rise(before.OOM, e.OOM), OOMKill: rise(before.OOMKill, e.OOMKill), OOMGroupKill: rise(before.OOMGroupKill, e.OOMGroupKill),
-	}
-}
-
-func rise(before, after uint64) uint64 {
-	if after < before {
-		return after
-	}
-	return after - before
-}
-
 // Pressure is the time lost to waiting for memory since the cgroup was made:
 // total= of memory.pressure.
 type Pressure struct {

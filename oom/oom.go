@@ -43,16 +43,10 @@ const (
 	Unknown         Cause = "Unknown"         // killed, but the counters of that moment are not there
 )
 
-// Counters are a cgroup's memory.events and memory.events.local, or by how much
-// they rose.
+// Counters are by how much a cgroup's memory.events and memory.events.local rose.
 type Counters struct {
 	Total memory.Events // memory.events
 	Local memory.Events // memory.events.local
-}
-
-// Since returns by how much the counters rose after before was read.
-func (c Counters) Since(before Counters) *Counters {
-	return &Counters{Total: c.Total.Since(before.Total), Local: c.Local.Since(before.Local)}
 }
 
 // Observation is what is known of one container over a stretch of time.

@@ -200,15 +200,6 @@ func TestMessage(t *testing.T) {
 	}
 }
 
-func TestSince(t *testing.T) {
-	before := Counters{Total: memory.Events{High: 5, OOM: 1, OOMKill: 2}, Local: memory.Events{High: 3}}
-	after := Counters{Total: memory.Events{High: 7, OOM: 2, OOMKill: 1}, Local: memory.Events{High: 3, OOM: 1}}
-	want := &Counters{Total: memory.Events{High: 2, OOM: 1, OOMKill: 1}, Local: memory.Events{OOM: 1}}
-	if diff := cmp.Diff(want, after.Since(before)); diff != "" {
-		t.Errorf("-want +got:\n%s", diff)
-	}
-}
-
 // Whatever else is going on above and beside it, the limit that was hit is named,
 // with the container's counters and without.
 func TestNamesTheLimit(t *testing.T) {
