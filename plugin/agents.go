@@ -21,8 +21,15 @@ import (
 	"github.com/memqos/memqos/status"
 )
 
-// inFlight is how many agents are asked at the same time.
-const inFlight = 32
+const (
+	// inFlight is how many agents are asked at the same time.
+	inFlight = 32
+	// lateInFlight is how many more there may be that have not answered within the
+	// patience, or are not expected to.
+	lateInFlight = 64
+	// patience is how long one may take that others wait for, and one that is not Ready.
+	patience = time.Second
+)
 
 // statusPort is the name of the port of an agent's container on which it serves its
 // status. One that serves it on the loopback alone declares none.
@@ -34,6 +41,8 @@ type cluster struct {
 	namespace string        // of the agents
 	selector  string        // of their pods
 	timeout   time.Duration // for each answer
+	patience  time.Duration
+	down      map[string]bool // nodes that are known not to be ready
 }
 
 // answer is what came of asking the agent of one node.
@@ -68,26 +77,60 @@ func (c *cluster) agents(ctx context.Context, node string) ([]corev1.Pod, error)
 	return slices.CompactFunc(pods, func(a, b corev1.Pod) bool { return a.Spec.NodeName == b.Spec.NodeName }), nil
 }
 
-// ask asks every agent, a bounded number at the same time, each for at most the
-// timeout: one request each. One that does not answer delays nobody else. namespace
-// and pod are of the only pod that is asked for, or empty.
+// ask asks every agent, one request each, and a bounded number at the same time. Those
+// that do not answer delay nobody: who is not Ready has slots apart and the patience for
+// a timeout, unless nobody is Ready; who should answer and has not within the patience
+// goes on in one of those slots and leaves its own to the next. namespace and pod are of
+// the only pod that is asked for, or empty.
 func (c *cluster) ask(ctx context.Context, agents []corev1.Pod, namespace, pod string) []answer {
 	out := make([]answer, len(agents))
-	slots := make(chan struct{}, inFlight)
+	slots, late := make(chan struct{}, inFlight), make(chan struct{}, lateInFlight)
+	someReady := slices.ContainsFunc(agents, c.ready)
 	var wait sync.WaitGroup
 	for i := range agents {
-		slots <- struct{}{}
+		agent := agents[i]
+		out[i] = answer{Node: agent.Spec.NodeName, Pod: agent.Name}
+		put := func(timeout time.Duration) {
+			out[i].Status, out[i].Err = c.askOne(ctx, &agent, timeout, namespace, pod)
+		}
 		wait.Go(func() {
-			defer func() { <-slots }()
-			out[i] = answer{Node: agents[i].Spec.NodeName, Pod: agents[i].Name}
-			out[i].Status, out[i].Err = c.askOne(ctx, &agents[i], namespace, pod)
+			if !c.ready(agent) {
+				late <- struct{}{}
+				defer func() { <-late }()
+				timeout := c.timeout
+				if someReady {
+					timeout = min(timeout, c.patience)
+				}
+				put(timeout)
+				return
+			}
+			slots <- struct{}{}
+			done := make(chan struct{})
+			wait.Go(func() { defer close(done); put(c.timeout) })
+			select {
+			case <-done:
+			case <-time.After(c.patience):
+				select {
+				case <-done:
+				case late <- struct{}{}:
+					defer func() { <-done; <-late }()
+				}
+			}
+			<-slots
 		})
 	}
 	wait.Wait()
 	return out
 }
 
-func (c *cluster) askOne(ctx context.Context, agent *corev1.Pod, namespace, pod string) (*status.NodeStatus, error) {
+// ready reports whether an agent is expected to answer.
+func (c *cluster) ready(agent corev1.Pod) bool {
+	return !c.down[agent.Spec.NodeName] && slices.ContainsFunc(agent.Status.Conditions, func(x corev1.PodCondition) bool {
+		return x.Type == corev1.PodReady && x.Status == corev1.ConditionTrue
+	})
+}
+
+func (c *cluster) askOne(ctx context.Context, agent *corev1.Pod, timeout time.Duration, namespace, pod string) (*status.NodeStatus, error) {
 	port := portOf(agent)
 	switch {
 	case port == "":
@@ -95,7 +138,7 @@ func (c *cluster) askOne(ctx context.Context, agent *corev1.Pod, namespace, pod 
 	case agent.Status.PodIP == "":
 		return nil, fmt.Errorf("its agent %s has no address yet (%s)", agent.Name, agent.Status.Phase)
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	req := c.clients.RESTClient().Get().Namespace(agent.Namespace).Resource("pods").
 		Name(utilnet.JoinSchemeNamePort("http", agent.Name, port)).SubResource("proxy").Suffix("status")
@@ -111,8 +154,10 @@ func (c *cluster) askOne(ctx context.Context, agent *corev1.Pod, namespace, pod 
 		}
 	}
 	switch {
-	case ctx.Err() != nil:
-		return nil, fmt.Errorf("no answer within %s", c.timeout)
+	case errors.Is(ctx.Err(), context.DeadlineExceeded) && timeout < c.timeout:
+		return nil, fmt.Errorf("no answer within %s, and its agent %s is not ready", timeout, agent.Name)
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return nil, fmt.Errorf("no answer within %s", timeout)
 	case apierrors.IsForbidden(err):
 		return nil, fmt.Errorf("not allowed: get on pods/proxy in namespace %s is needed (ClusterRole memqos-viewer)", agent.Namespace)
 	}

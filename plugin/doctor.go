@@ -69,6 +69,10 @@ func doctor(ctx context.Context, c *cluster, format output, out io.Writer) error
 	if err != nil {
 		return err
 	}
+	c.down = map[string]bool{}
+	for i := range nodes.Items {
+		c.down[nodes.Items[i].Name] = nodeDown(&nodes.Items[i])
+	}
 	byNode := map[string]answer{}
 	for _, a := range c.ask(ctx, agents, "", "") {
 		byNode[a.Node] = a

@@ -58,7 +58,7 @@ that serve their status on the pod's network: config.statusBindAddress ":9812".
 	fs := cmd.PersistentFlags()
 	fs.StringVar(&f.namespace, "agent-namespace", "memqos", "namespace of the agents")
 	fs.StringVar(&f.selector, "agent-selector", "app.kubernetes.io/name=memqos,app.kubernetes.io/component=agent", "labels of the agents' pods")
-	fs.DurationVar(&f.timeout, "node-timeout", 5*time.Second, "time that each node has to answer")
+	fs.DurationVar(&f.timeout, "node-timeout", 5*time.Second, "time that each node has to answer; one whose agent is not Ready has 1s at most")
 	cmd.AddCommand(newTop(f), newExplain(f), newDiff(f), newDoctor(f))
 	return cmd
 }
@@ -75,7 +75,7 @@ func (f *flags) cluster() (*cluster, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &cluster{clients: clients, namespace: f.namespace, selector: f.selector, timeout: f.timeout}, nil
+	return &cluster{clients: clients, namespace: f.namespace, selector: f.selector, timeout: f.timeout, patience: patience}, nil
 }
 
 // scope is the namespace that is asked about; empty is all.

@@ -41,8 +41,8 @@ func newTop(f *flags) *cobra.Command {
 what is protected (memory.min or memory.low), > memory.high; the end is memory.max,
 or without one the greatest of the others.
 
-It sends one request for the list of agents and one for each node, 32 at a time; -l
-takes one more.`,
+It sends one request for the list of agents and one for each node, 32 at a time and
+beside those the ones that are late or not Ready; -l takes one more.`,
 		Example: `  kubectl memqos top -A
   kubectl memqos top -n shop -l app=web --watch
   kubectl memqos top -A --node worker-1 -o wide`,
