@@ -13,7 +13,9 @@ import (
 
 	"github.com/spf13/cobra"
 	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/page"
@@ -56,7 +58,7 @@ beside those the ones that are late or not Ready; -l takes one more.`,
 	fs.StringVarP(&t.selector, "selector", "l", "", "labels of the pods")
 	fs.StringVar(&t.node, "node", "", "one node")
 	fs.StringVar(&t.sortBy, "sort-by", "verdict", "verdict (what asks for somebody first, then the fullest), usage, full (share of memory.high or memory.max) or name")
-	fs.BoolVarP(&t.watch, "watch", "w", false, "again and again, until interrupted")
+	fs.BoolVarP(&t.watch, "watch", "w", false, "again and again, also after an error that may pass, until interrupted")
 	fs.DurationVar(&t.interval, "interval", 2*time.Second, "time between two looks with --watch")
 	t.output = addOutput(cmd, "wide", "json", "yaml")
 	return cmd
@@ -66,20 +68,46 @@ func (t *top) run(ctx context.Context, out, errOut io.Writer) error {
 	if !slices.Contains([]string{"verdict", "usage", "full", "name"}, t.sortBy) {
 		return fmt.Errorf("--sort-by %s: want verdict, usage, full or name", t.sortBy)
 	}
+	if _, err := labels.Parse(t.selector); err != nil {
+		return fmt.Errorf("--selector %s: %w", t.selector, err)
+	}
+	if t.interval <= 0 {
+		return fmt.Errorf("--interval %s: want a time above 0, such as 2s", t.interval)
+	}
 	c, err := t.cluster()
 	if err != nil {
 		return err
 	}
-	for {
-		var b bytes.Buffer
-		err := t.once(ctx, c, &b, errOut, coloured(out))
-		if t.watch && isTerminal(out) {
-			_, _ = io.WriteString(out, "\x1b[H\x1b[2J")
+	namespace, err := t.scope(t.all)
+	if err != nil {
+		return err
+	}
+	if !t.watch {
+		return t.once(ctx, c, namespace, out, errOut, coloured(out))
+	}
+	for worked := false; ; {
+		// A look takes its time: what was there stays until it is over.
+		var shown, notes bytes.Buffer
+		err := t.once(ctx, c, namespace, &shown, &notes, coloured(out))
+		if ctx.Err() != nil {
+			return nil
 		}
-		if _, errOut := out.Write(b.Bytes()); err == nil {
-			err = errOut
+		if err != nil && !worked && refused(err) {
+			return err
 		}
-		if err != nil || !t.watch {
+		worked = worked || err == nil
+		if err != nil {
+			fmt.Fprintln(&notes, "memqos: "+oneLine(err.Error()))
+		}
+		if isTerminal(out) {
+			if _, err := io.WriteString(out, "\x1b[H\x1b[2J"); err != nil {
+				return err
+			}
+		}
+		if _, err := shown.WriteTo(out); err != nil {
+			return err
+		}
+		if _, err := notes.WriteTo(errOut); err != nil {
 			return err
 		}
 		select {
@@ -90,11 +118,13 @@ func (t *top) run(ctx context.Context, out, errOut io.Writer) error {
 	}
 }
 
-func (t *top) once(ctx context.Context, c *cluster, out, errOut io.Writer, colour bool) error {
-	namespace, err := t.scope(t.all)
-	if err != nil {
-		return err
-	}
+// refused reports whether the API server takes a request for wrong or forbids it. It
+// forbids what it allowed before for a moment after its start.
+func refused(err error) bool {
+	return apierrors.IsBadRequest(err) || apierrors.IsInvalid(err) || apierrors.IsUnauthorized(err) || apierrors.IsForbidden(err)
+}
+
+func (t *top) once(ctx context.Context, c *cluster, namespace string, out, errOut io.Writer, colour bool) error {
 	agents, err := c.agents(ctx, t.node)
 	if err != nil {
 		return err
