@@ -48,7 +48,7 @@ type cluster struct {
 // answer is what came of asking the agent of one node.
 type answer struct {
 	Node   string
-	Pod    string
+	Pod    string // the agent's, namespace/name
 	Status *status.NodeStatus
 	Err    error
 }
@@ -89,7 +89,7 @@ func (c *cluster) ask(ctx context.Context, agents []corev1.Pod, namespace, pod s
 	var wait sync.WaitGroup
 	for i := range agents {
 		agent := agents[i]
-		out[i] = answer{Node: agent.Spec.NodeName, Pod: agent.Name}
+		out[i] = answer{Node: agent.Spec.NodeName, Pod: key(&agent)}
 		put := func(timeout time.Duration) {
 			out[i].Status, out[i].Err = c.askOne(ctx, &agent, timeout, namespace, pod)
 		}
@@ -155,7 +155,7 @@ func (c *cluster) askOne(ctx context.Context, agent *corev1.Pod, timeout time.Du
 	}
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded) && timeout < c.timeout:
-		return nil, fmt.Errorf("no answer within %s, and its agent %s is not ready", timeout, agent.Name)
+		return nil, fmt.Errorf("no answer within %s (not ready)", timeout)
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return nil, fmt.Errorf("no answer within %s", timeout)
 	case apierrors.IsForbidden(err):

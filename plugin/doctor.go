@@ -120,11 +120,12 @@ func examine(n *corev1.Node, a answer) (all []Finding) {
 		all = append(all, Finding{n.Name, g, fmt.Sprintf(format, args...), do})
 	}
 	if a.Err != nil {
-		do := "kubectl -n NAMESPACE describe pod " + a.Pod
+		namespace, pod, _ := strings.Cut(a.Pod, "/")
+		do := "kubectl -n " + namespace + " describe pod " + pod
 		if nodeDown(n) {
 			do = "the node is not ready: see kubectl describe node " + n.Name
 		}
-		say(Bad, do, "the agent %s: %s", a.Pod, a.Err)
+		say(Bad, do, "the agent %s: %s", pod, a.Err)
 		return all
 	}
 	s := a.Status

@@ -108,7 +108,7 @@ func nodeStatus(node string) *status.NodeStatus {
 	now := time.Now()
 	return &status.NodeStatus{
 		TypeMeta: metav1.TypeMeta{APIVersion: status.APIVersion, Kind: status.Kind}, Node: node, Time: now, AllocatableBytes: 8 << 30,
-		Machine: status.Machine{Kernel: "6.1.0", PageSize: 4096, Pressure: true, CapacityBytes: 9 << 30},
+		Machine: status.Machine{Kernel: "6.1.0", CgroupDriver: "systemd", PageSize: 4096, Pressure: true, CapacityBytes: 9 << 30},
 		Agent:   &status.Agent{Version: "test", Started: now, LastPass: &now, Configuration: c, Watching: true},
 		Cgroups: []status.Cgroup{
 			{Level: qos.LevelPod, Namespace: "shop", Pod: "web-" + node, Verdict: status.Fulfilled, Actual: values},
@@ -217,9 +217,9 @@ func TestTheDeadAreNamed(t *testing.T) {
 	if err := complain(&b, answers); err != nil {
 		t.Error(err)
 	}
-	want := `node node-000: no answer within 10ms, and its agent memqos-node-000 is not ready
-node node-001: no answer within 10ms, and its agent memqos-node-001 is not ready
-node node-002: no answer within 10ms, and its agent memqos-node-002 is not ready
+	want := `node node-000: no answer within 10ms (not ready)
+node node-001: no answer within 10ms (not ready)
+node node-002: no answer within 10ms (not ready)
 `
 	if diff := cmp.Diff(want, b.String()); diff != "" {
 		t.Errorf("-want +got:\n%s", diff)
