@@ -125,10 +125,21 @@ type cell struct {
 
 // bar is usage against the values, in thousandths of the scale.
 type bar struct {
-	Usage, Min, High int64
-	HasMin, HasHigh  bool
-	Text             string // for who cannot see it
+	Usage int64
+	Marks []mark
+	Text  string // for who cannot see it
+	scale memory.Value
 }
+
+// mark is where a value is. All of it is inside the bar.
+type mark struct {
+	File memory.File
+	At   int64
+	Text string
+}
+
+// markWidth is in thousandths of the scale too.
+const markWidth = 5
 
 type recent struct {
 	status.Change
@@ -143,7 +154,11 @@ func newView(s *status.NodeStatus) view {
 	for i := range s.Cgroups {
 		c := &s.Cgroups[i]
 		counts[c.Verdict]++
-		r := newRow(c)
+		var scale memory.Value
+		if n := len(v.Pods); n > 0 && c.Level == qos.LevelContainer {
+			scale = v.Pods[n-1].Bar.scale
+		}
+		r := newRow(c, scale)
 		for _, change := range c.Changes {
 			v.Recent = append(v.Recent, recent{change, r.full()})
 		}
@@ -173,8 +188,9 @@ func newView(s *status.NodeStatus) view {
 	return v
 }
 
-func newRow(c *status.Cgroup) row {
-	r := row{Cgroup: c, Name: c.Container, Bar: newBar(c)}
+// newRow is a row of a cgroup, in a pod of which the bar has this scale.
+func newRow(c *status.Cgroup, pod memory.Value) row {
+	r := row{Cgroup: c, Name: c.Container, Bar: newBar(c, pod)}
 	switch {
 	case c.Level == qos.LevelNode:
 		r.Name = "kubepods"
@@ -207,28 +223,32 @@ func (r *row) full() string {
 	return r.Name
 }
 
-func newBar(c *status.Cgroup) bar {
+// newBar draws a cgroup. What has no limit of its own is drawn by the scale of its pod:
+// alone it would fill its bar.
+func newBar(c *status.Cgroup, pod memory.Value) bar {
 	usage := used(c)
-	least, high, most := max(c.Actual[memory.Min], c.Actual[memory.Low]), c.Actual[memory.High], c.Actual[memory.Max]
-	scale := max(usage, 1)
-	for _, v := range []memory.Value{least, high, most} {
+	b := bar{scale: max(usage, 1)}
+	limited := false
+	for file, v := range c.Actual {
 		if v != memory.Unlimited {
-			scale = max(scale, v)
+			b.scale = max(b.scale, v)
+			limited = limited || file == memory.High || file == memory.Max
 		}
 	}
-	part := func(v memory.Value) int64 { return int64(float64(v) / float64(scale) * 1000) }
-	b := bar{Usage: part(usage)}
+	if !limited {
+		b.scale = max(b.scale, pod)
+	}
+	part := func(v memory.Value) int64 { return int64(float64(v) / float64(b.scale) * 1000) }
+	b.Usage = part(usage)
 	words := []string{"uses " + Size(usage)}
-	if least > 0 && least != memory.Unlimited {
-		b.Min, b.HasMin = part(least), true
-		words = append(words, "protected "+Size(least))
-	}
-	if _, read := c.Actual[memory.High]; read && high != memory.Unlimited {
-		b.High, b.HasHigh = part(high), true
-		words = append(words, "memory.high "+Size(high))
-	}
-	if _, read := c.Actual[memory.Max]; read && most != memory.Unlimited {
-		words = append(words, "memory.max "+Size(most))
+	for _, file := range memory.Files {
+		v, read := c.Actual[file]
+		if !read || v == memory.Unlimited || (v == 0 && (file == memory.Min || file == memory.Low)) {
+			continue
+		}
+		m := mark{file, min(part(v), 1000-markWidth), string(file) + " " + Size(v)}
+		b.Marks = append(b.Marks, m)
+		words = append(words, m.Text)
 	}
 	b.Text = strings.Join(words, ", ")
 	return b

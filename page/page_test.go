@@ -4,8 +4,12 @@ import (
 	"context"
 	"net/http/httptest"
 	"regexp"
+	"strconv"
 	"strings"
 	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/qos"
@@ -64,6 +68,78 @@ func TestHandler(t *testing.T) {
 	} {
 		if got := get(t, tc.method, tc.url, tc.host, tc.loopback).Code; got != tc.want {
 			t.Errorf("%s %s to %s: %d, want %d", tc.method, tc.url, tc.host, got, tc.want)
+		}
+	}
+}
+
+// Every mark is wholly inside its bar, where its value is, and no bar is full of what
+// only has no limit of its own.
+func TestBars(t *testing.T) {
+	const mi = memory.Value(1 << 20)
+	c := func(level qos.Level, name string, usage, least, low, high, most memory.Value) status.Cgroup {
+		return status.Cgroup{
+			Level: level, Cgroup: name, Namespace: "shop", Pod: "web", Container: name, UsageBytes: uint64(usage),
+			Actual: memory.Values{memory.Min: least, memory.Low: low, memory.High: high, memory.Max: most},
+		}
+	}
+	const none = memory.Unlimited
+	v := newView(&status.NodeStatus{Cgroups: []status.Cgroup{
+		c(qos.LevelNode, "kubepods", 100*mi, 400*mi, 0, none, 1000*mi),
+		c(qos.LevelPod, "", 50*mi, 20*mi, 0, none, 200*mi),
+		c(qos.LevelContainer, "guaranteed", 50*mi, 200*mi, 0, 0, 200*mi),
+		c(qos.LevelContainer, "tiered", 50*mi, 10*mi, 20*mi, 90*mi, 100*mi),
+		c(qos.LevelContainer, "over", 100*mi, 0, 0, none, 50*mi), // lowered under its usage
+		c(qos.LevelContainer, "besteffort", 50*mi, 0, 0, none, none),
+		c(qos.LevelContainer, "(sandbox)", mi, 0, 0, none, none),
+		{Level: qos.LevelContainer, Cgroup: "new", Container: "new"},
+		c(qos.LevelPod, "", 40*mi, 0, 0, none, none),
+		c(qos.LevelContainer, "app", 30*mi, 0, 0, none, none),
+		c(qos.LevelContainer, "all protected", 40*mi, none, 0, none, 80*mi),
+	}})
+	got := []bar{v.Above[0].Bar}
+	for _, p := range v.Pods {
+		got = append(got, p.Bar)
+		for _, r := range p.Containers {
+			got = append(got, r.Bar)
+		}
+	}
+	want := []bar{
+		{Usage: 100, Marks: []mark{{memory.Min, 400, "memory.min 400Mi"}, {memory.Max, 995, "memory.max 1000Mi"}}, Text: "uses 100Mi, memory.min 400Mi, memory.max 1000Mi"},
+		{Usage: 250, Marks: []mark{{memory.Min, 100, "memory.min 20Mi"}, {memory.Max, 995, "memory.max 200Mi"}}, Text: "uses 50Mi, memory.min 20Mi, memory.max 200Mi"},
+		{Usage: 250, Marks: []mark{{memory.Min, 995, "memory.min 200Mi"}, {memory.High, 0, "memory.high 0"}, {memory.Max, 995, "memory.max 200Mi"}}, Text: "uses 50Mi, memory.min 200Mi, memory.high 0, memory.max 200Mi"},
+		{
+			Usage: 500, Marks: []mark{{memory.Min, 100, "memory.min 10Mi"}, {memory.Low, 200, "memory.low 20Mi"}, {memory.High, 900, "memory.high 90Mi"}, {memory.Max, 995, "memory.max 100Mi"}},
+			Text: "uses 50Mi, memory.min 10Mi, memory.low 20Mi, memory.high 90Mi, memory.max 100Mi",
+		},
+		{Usage: 1000, Marks: []mark{{memory.Max, 500, "memory.max 50Mi"}}, Text: "uses 100Mi, memory.max 50Mi"},
+		{Usage: 250, Text: "uses 50Mi"},
+		{Usage: 5, Text: "uses 1Mi"},
+		{Text: "uses 0"},
+		{Usage: 1000, Text: "uses 40Mi"},
+		{Usage: 750, Text: "uses 30Mi"},
+		{Usage: 500, Marks: []mark{{memory.Max, 995, "memory.max 80Mi"}}, Text: "uses 40Mi, memory.max 80Mi"},
+	}
+	if diff := cmp.Diff(want, got, cmp.AllowUnexported(bar{}), cmpopts.IgnoreFields(bar{}, "scale")); diff != "" {
+		t.Errorf("-want +got:\n%s", diff)
+	}
+	// As it is drawn: every mark is a shape of its file, with its value, in the picture.
+	drawn := string(svg(got[3]))
+	viewBox := regexp.MustCompile(`viewBox="0 0 (\d+) (\d+)"`).FindStringSubmatch(drawn)
+	rects := regexp.MustCompile(`<rect class="(\w)" x="(\d+)" y="(\d+)" width="(\d+)" height="(\d+)">(?:<title>(.*?)</title>)?`).FindAllStringSubmatch(drawn, -1)
+	n := func(s string) int { i, _ := strconv.Atoi(s); return i }
+	var shapes []string
+	for _, r := range rects {
+		shapes = append(shapes, strings.TrimSpace(r[1]+" "+r[6]))
+		if n(r[2])+n(r[4]) > n(viewBox[1]) || n(r[3])+n(r[5]) > n(viewBox[2]) {
+			t.Errorf("%s is not inside %s", r[0], viewBox[0])
+		}
+	}
+	if diff := cmp.Diff([]string{"t", "u", "m memory.min 10Mi", "l memory.low 20Mi", "h memory.high 90Mi", "x memory.max 100Mi"}, shapes); diff != "" {
+		t.Errorf("shapes: -want +got:\n%s", diff)
+	}
+	for _, f := range memory.Files {
+		if !strings.Contains(source, "."+looks[f].class+"{fill:") || !strings.Contains(string(v.main()), string(legend(looks[f].class, string(f)))) {
+			t.Errorf("%s has no colour, or is not in the legend", f)
 		}
 	}
 }

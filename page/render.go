@@ -74,8 +74,11 @@ func (v view) main() node {
 		el("p", class("key"), v.rail()),
 		each(v.Above, func(r row) node { return v.details(r, "above", files(r)) }),
 		el("h2", attrs{"id", "pods", "tabindex", "-1"}, text("Pods")),
-		el("p", class("key"), text("Each bar is what the pod may use. "), swatch("u"), text("used"), swatch("m"), text("protected up to"), swatch("h"), text("memory.high; the end is memory.max, if there is one")),
-		each(v.Pods, func(p pod) node { return v.details(p.row, "pod", files(p.row), each(p.Containers, v.container)) }),
+		el("p", class("key"), legend("u", "used"), each(memory.Files, func(f memory.File) node { return legend(looks[f].class, string(f)) }),
+			text("The end of a bar is the greatest of its values; of a container without a limit, that of its pod.")),
+		each(v.Pods, func(p pod) node {
+			return v.details(p.row, "pod", files(p.row), each(p.Containers, v.container))
+		}),
 		el("h2", nil, text("Last changes")),
 		v.changes(),
 		el("h2", nil, text("Out-of-memory kills")),
@@ -186,20 +189,26 @@ func head(names ...string) node {
 
 func verdict(v status.Verdict) node { return el("span", class("v "+string(v)), text(string(v))) }
 
-func swatch(kind string) node {
-	return el("svg", attrs{"class", "sw", "viewBox", "0 0 1 1", "aria-hidden", "true"}, el("rect", attrs{"class", kind, "width", "1", "height", "1"}))
+func legend(kind, name string) node {
+	swatch := el("svg", attrs{"class", "sw", "viewBox", "0 0 1 1", "aria-hidden", "true"}, el("rect", attrs{"class", kind, "width", "1", "height", "1"}))
+	return el("span", class("legend"), swatch, text(name))
 }
 
+// looks are of the mark of each file: what protects reaches out of the bar below, what
+// limits above, so that neither hides the other.
+var looks = map[memory.File]struct {
+	class string
+	y     int64
+}{memory.Min: {"m", 6}, memory.Low: {"l", 6}, memory.High: {"h", 0}, memory.Max: {"x", 0}}
+
 func svg(b bar) node {
-	rect := func(kind string, x, y, width, height int64) node {
-		return el("rect", attrs{"class", kind, "x", fmt.Sprint(x), "y", fmt.Sprint(y), "width", fmt.Sprint(width), "height", fmt.Sprint(height)})
+	rect := func(kind string, x, y, width, height int64, inside ...node) node {
+		return el("rect", attrs{"class", kind, "x", fmt.Sprint(x), "y", fmt.Sprint(y), "width", fmt.Sprint(width), "height", fmt.Sprint(height)}, inside...)
 	}
 	parts := []node{rect("t", 0, 4, 1000, 12), rect("u", 0, 4, b.Usage, 12)}
-	if b.HasMin {
-		parts = append(parts, rect("m", b.Min, 0, 5, 20))
-	}
-	if b.HasHigh {
-		parts = append(parts, rect("h", b.High, 0, 5, 20))
+	for _, m := range b.Marks {
+		look := looks[m.File]
+		parts = append(parts, rect(look.class, m.At, look.y, markWidth, 14, el("title", nil, text(m.Text))))
 	}
 	return el("svg", attrs{"class", "bar", "viewBox", "0 0 1000 20", "preserveAspectRatio", "none", "role", "img", "aria-label", b.Text}, parts...)
 }

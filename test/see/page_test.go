@@ -41,8 +41,9 @@ func hostileNode(t *testing.T) *status.NodeStatus {
 			v = status.Drifted
 		}
 		s.Cgroups = append(s.Cgroups, status.Cgroup{Level: level, Cgroup: cgroup, Namespace: namespace, Pod: pod, Container: container, Verdict: v, Wanted: want, Actual: has, UsageBytes: usage,
-			Reason:  map[memory.File]string{memory.High: "factor 0.9 " + hostile},
-			Changes: []status.Change{{Time: now, File: memory.High, By: status.ByForeign, From: 1 << 20, To: memory.Unlimited, Count: 3}}})
+			Pressure: &status.Pressure{SomeAvg10: 12.34, SomeTotalUsec: 5900000, FullAvg10: 1.5},
+			Reason:   map[memory.File]string{memory.High: "factor 0.9 " + hostile},
+			Changes:  []status.Change{{Time: now, File: memory.High, By: status.ByForeign, From: 1 << 20, To: memory.Unlimited, Count: 3}}})
 	}
 	values := func(least, high, most memory.Value) memory.Values {
 		return memory.Values{memory.Min: least, memory.Low: 0, memory.High: high, memory.Max: most}
@@ -61,6 +62,8 @@ func hostileNode(t *testing.T) *status.NodeStatus {
 		}
 		add(qos.LevelPod, dir, "shop", name, "", values(64<<20, memory.Unlimited, 128<<20), values(64<<20, memory.Unlimited, 128<<20), uint64(i)*11<<20)
 		add(qos.LevelContainer, dir+"/app", "shop", name, "app "+hostile, want, has, uint64(i)*11<<20)
+		none := values(0, memory.Unlimited, memory.Unlimited)
+		add(qos.LevelContainer, dir+"/pause", "shop", name, status.Sandbox, none, none, 1<<20)
 	}
 	s.Kills = []status.Kill{{Time: now, Namespace: "shop", Pod: hostile, Container: "app", Cause: "ContainerLimit", Message: hostile}}
 	return s
@@ -115,6 +118,15 @@ func TestPage(t *testing.T) {
 		run(chromedp.Evaluate(`document.querySelectorAll("details").forEach(d => d.open = true)`, nil))
 		if n, err := Overflow(ctx); err != nil || n > 0 {
 			t.Errorf("%s: %d pixels too wide (%v)", look.Name, n, err)
+		}
+		var marks, outside int
+		run(chromedp.Evaluate(`document.querySelectorAll("svg.bar title").length`, &marks),
+			chromedp.Evaluate(`[...document.querySelectorAll("svg.bar title")].filter(t => {
+				const m = t.parentNode.getBoundingClientRect(), b = t.closest("svg").getBoundingClientRect(), near = 0.01;
+				return m.width < 1 || m.left < b.left - near || m.right > b.right + near || m.top < b.top - near || m.bottom > b.bottom + near;
+			}).length`, &outside))
+		if want := 2 + 2*12 + 3*12 - 1; marks != want || outside > 0 {
+			t.Errorf("%s: %d marks, want %d; %d are not wholly to be seen", look.Name, marks, want, outside)
 		}
 		var background string
 		run(chromedp.Evaluate(`getComputedStyle(document.body).backgroundColor`, &background))
