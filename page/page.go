@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/qos"
@@ -93,6 +94,7 @@ type view struct {
 	Pods   []pod
 	Counts []count
 	Recent []recent
+	Events []event
 }
 
 type count struct {
@@ -146,6 +148,13 @@ type recent struct {
 	Where string
 }
 
+// event is a kill, or that memory.high of a container is raised. That the agent stands
+// down for a kubelet, or refuses a configuration, is a notice: a status has no time of it.
+type event struct {
+	Time        time.Time
+	Where, What string
+}
+
 const recentShown = 20
 
 func newView(s *status.NodeStatus) view {
@@ -161,6 +170,9 @@ func newView(s *status.NodeStatus) view {
 		r := newRow(c, scale)
 		for _, change := range c.Changes {
 			v.Recent = append(v.Recent, recent{change, r.full()})
+		}
+		if x := c.Relaxed; x != nil {
+			v.Events = append(v.Events, event{x.Since, r.full(), fmt.Sprintf("memory.high is raised from %s by the stall guard. %s", x.Planned.Human(), x.Why)})
 		}
 		switch {
 		case c.Level == qos.LevelNode || c.Level == qos.LevelQOS:
@@ -183,6 +195,10 @@ func newView(s *status.NodeStatus) view {
 		}
 	}
 	slices.SortStableFunc(v.Pods, func(a, b pod) int { return a.Verdict.Severity() - b.Verdict.Severity() })
+	for _, k := range s.Kills {
+		v.Events = append(v.Events, event{k.Time, k.Namespace + "/" + k.Pod + " " + k.Container, fmt.Sprintf("killed for memory (%s): %s", k.Cause, k.Message)})
+	}
+	slices.SortStableFunc(v.Events, func(a, b event) int { return b.Time.Compare(a.Time) })
 	slices.SortStableFunc(v.Recent, func(a, b recent) int { return b.Time.Compare(a.Time) })
 	v.Recent = v.Recent[:min(len(v.Recent), recentShown)]
 	return v

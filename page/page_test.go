@@ -2,11 +2,13 @@ package page
 
 import (
 	"context"
+	"html"
 	"net/http/httptest"
 	"regexp"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -141,5 +143,80 @@ func TestBars(t *testing.T) {
 		if !strings.Contains(source, "."+looks[f].class+"{fill:") || !strings.Contains(string(v.main()), string(legend(looks[f].class, string(f)))) {
 			t.Errorf("%s has no colour, or is not in the legend", f)
 		}
+	}
+}
+
+var tag = regexp.MustCompile(`(?s)<title>.*?</title>|<[^>]*>`)
+
+// lines is the text of HTML, a line for each line of its source.
+func lines(n node) (all []string) {
+	for _, line := range strings.Split(html.UnescapeString(tag.ReplaceAllString(string(n), " ")), "\n") {
+		if s := strings.Join(strings.Fields(line), " "); s != "" {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
+// Pressure is in the line of each cgroup and, with its totals, beneath; a kernel
+// without has none.
+func TestPressure(t *testing.T) {
+	v := newView(&status.NodeStatus{Cgroups: []status.Cgroup{
+		{Level: qos.LevelNode, Cgroup: "kubepods", Pressure: &status.Pressure{SomeAvg10: 0.05, FullAvg10: 0}},
+		{Level: qos.LevelPod, Cgroup: "a", Namespace: "shop", Pod: "web", Pressure: &status.Pressure{SomeAvg10: 12.34, SomeTotalUsec: 5900000, FullAvg10: 1.5, FullTotalUsec: 4200000}},
+		{Level: qos.LevelContainer, Cgroup: "a/b", Namespace: "shop", Pod: "web", Container: "app", Pressure: &status.Pressure{SomeAvg10: 99, SomeTotalUsec: 100000, FullAvg10: 98.7}},
+		{Level: qos.LevelPod, Cgroup: "c", Namespace: "shop", Pod: "old"},
+	}})
+	whole := strings.Join(lines(v.main()), "\n")
+	for _, want := range []string{
+		"kubepods 0 some 0.05 % full 0 % memory.pressure: some 0.05 % of the last 10 s, 0.0 s in all; full 0 % of the last 10 s, 0.0 s in all",
+		"shop/web 0 some 12.34 % full 1.5 % memory.pressure: some 12.34 % of the last 10 s, 5.9 s in all; full 1.5 % of the last 10 s, 4.2 s in all",
+		"app memory.pressure: some 99 % of the last 10 s, 0.1 s in all; full 98.7 % of the last 10 s, 0.0 s in all",
+		"shop/old 0 File",
+	} {
+		if !strings.Contains(whole, want) {
+			t.Errorf("there is no %q in\n%s", want, whole)
+		}
+	}
+}
+
+// What happened lately is told, the last first.
+func TestEvents(t *testing.T) {
+	now := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	at := func(ago time.Duration) time.Time { return now.Add(-ago) }
+	s := &status.NodeStatus{
+		Time: now, Kills: []status.Kill{
+			{Time: at(time.Minute), Namespace: "shop", Pod: "gone", Container: "app", Cause: "PodLimit", Message: "128Mi of 128Mi"},
+			{Time: at(time.Hour), Namespace: "shop", Pod: "gone", Container: "app", Cause: "ContainerLimit", Message: "the first"},
+		},
+		Cgroups: []status.Cgroup{{
+			Level: qos.LevelContainer, Cgroup: "a", Namespace: "shop", Pod: "web", Container: "app", Verdict: status.Relaxed,
+			Relaxed: &status.Relaxation{Planned: 100 << 20, Since: at(10 * time.Minute), Why: "it lost 3.4s of the last 5.2s"},
+			Changes: []status.Change{
+				{Time: at(time.Second), File: memory.High, By: status.ByForeign, From: 100 << 20, To: memory.Unlimited, Count: 3},
+				{Time: at(10 * time.Minute), File: memory.High, By: status.ByMemqos, From: 100 << 20, To: 110 << 20, Count: 1},
+			},
+		}},
+	}
+	v := newView(s)
+	want := []string{
+		"Ago", "Where", "What",
+		"1m shop/gone app killed for memory (PodLimit): 128Mi of 128Mi",
+		"10m shop/web app memory.high is raised from 100Mi by the stall guard. it lost 3.4s of the last 5.2s",
+		"1h0m shop/gone app killed for memory (ContainerLimit): the first",
+	}
+	if diff := cmp.Diff(want, lines(v.events())); diff != "" {
+		t.Errorf("events: -want +got:\n%s", diff)
+	}
+	want = []string{
+		"Ago", "Where", "File", "From", "To", "By", "Times",
+		"1s shop/web app memory.high 100Mi max foreign 3",
+		"10m shop/web app memory.high 100Mi 110Mi memqos 1",
+	}
+	if diff := cmp.Diff(want, lines(v.changes())); diff != "" {
+		t.Errorf("changes: -want +got:\n%s", diff)
+	}
+	if diff := cmp.Diff([]string{"None seen."}, lines(newView(&status.NodeStatus{}).events())); diff != "" {
+		t.Errorf("nothing: -want +got:\n%s", diff)
 	}
 }

@@ -72,17 +72,18 @@ func (v view) main() node {
 		v.notices(),
 		el("h2", nil, text("The node")),
 		el("p", class("key"), v.rail()),
-		each(v.Above, func(r row) node { return v.details(r, "above", files(r)) }),
+		each(v.Above, func(r row) node { return v.details(r, "above", pressure(r.Pressure), files(r)) }),
 		el("h2", attrs{"id", "pods", "tabindex", "-1"}, text("Pods")),
 		el("p", class("key"), legend("u", "used"), each(memory.Files, func(f memory.File) node { return legend(looks[f].class, string(f)) }),
-			text("The end of a bar is the greatest of its values; of a container without a limit, that of its pod.")),
+			text("The end of a bar is the greatest of its values; of a container without a limit, that of its pod."),
+			text(" Beside it is memory.pressure, some and full, over 10 s.")),
 		each(v.Pods, func(p pod) node {
-			return v.details(p.row, "pod", files(p.row), each(p.Containers, v.container))
+			return v.details(p.row, "pod", pressure(p.Pressure), files(p.row), each(p.Containers, v.container))
 		}),
 		el("h2", nil, text("Last changes")),
 		v.changes(),
-		el("h2", nil, text("Out-of-memory kills")),
-		v.kills(),
+		el("h2", nil, text("Last events")),
+		v.events(),
 	)
 }
 
@@ -140,7 +141,7 @@ func (v view) rail() node {
 // details is a cgroup that opens.
 func (v view) details(r row, kind string, inside ...node) node {
 	return el("details", attrs{"class", kind, "id", r.Cgroup.Cgroup, "data-find", r.Name},
-		el("summary", nil, el("span", class("name"), text(r.Name)), svg(r.Bar), el("span", class("use"), text(Size(used(r.Cgroup)))), verdict(r.Verdict)),
+		el("summary", nil, el("span", class("name"), text(r.Name)), svg(r.Bar), el("span", class("use"), text(Size(used(r.Cgroup)))), shortPressure(r.Pressure), verdict(r.Verdict)),
 		region("Files of "+r.Name, inside...))
 }
 
@@ -156,7 +157,7 @@ func (v view) container(r row) node {
 	if x := r.Throttled; x != nil {
 		all = append(all, el("p", class("key"), textf("In the last %s: %d times over memory.high, waiting for memory %.1f s, all tasks %.1f s", v.ago(x.From), x.HighEvents, float64(x.SomeUsec)/1e6, float64(x.FullUsec)/1e6)))
 	}
-	return join(append(all, files(r))...)
+	return join(append(all, pressure(r.Pressure), files(r))...)
 }
 
 func (v view) changes() node {
@@ -169,13 +170,32 @@ func (v view) changes() node {
 	}))))
 }
 
-func (v view) kills() node {
-	if len(v.Kills) == 0 {
+func (v view) events() node {
+	if len(v.Events) == 0 {
 		return el("p", nil, text("None seen."))
 	}
-	return el("ul", nil, each(v.Kills, func(k status.Kill) node {
-		return el("li", nil, textf("%s ago, %s/%s %s: %s", v.ago(k.Time), k.Namespace, k.Pod, k.Container, k.Message))
-	}))
+	return region("Last events", el("table", nil, head("Ago", "Where", "What"), el("tbody", nil, each(v.Events, func(e event) node {
+		return el("tr", nil, el("td", class("n"), text(v.ago(e.Time))), el("td", class("name"), text(e.Where)), el("td", class("why"), text(e.What)))
+	}))))
+}
+
+// shortPressure is the pressure in the line of a cgroup.
+func shortPressure(p *status.Pressure) node {
+	if p == nil {
+		return el("span", class("psi"))
+	}
+	return el("span", attrs{"class", "psi key", "title", "memory.pressure: the share of the last 10 s in which some, or all (full), of its tasks waited for memory"},
+		textf("some\u00a0%v\u00a0%% full\u00a0%v\u00a0%%", p.SomeAvg10, p.FullAvg10))
+}
+
+func pressure(p *status.Pressure) node {
+	if p == nil {
+		return ""
+	}
+	part := func(avg float64, total uint64) string {
+		return fmt.Sprintf("%v %% of the last 10 s, %.1f s in all", avg, float64(total)/1e6)
+	}
+	return el("p", class("key"), textf("memory.pressure: some %s; full %s", part(p.SomeAvg10, p.SomeTotalUsec), part(p.FullAvg10, p.FullTotalUsec)))
 }
 
 // region scrolls by itself, by keyboard too.
