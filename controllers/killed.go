@@ -561,7 +561,7 @@ func (k *kills) tell(ctx context.Context, site *site, class, podDir string, t *t
 		}
 	}
 	k.log.Info("out of memory", "namespace", pod.Namespace, "pod", pod.Name, "container", t.container, "cause", string(v.Cause), "detail", v.Message)
-	k.announce.always(pod, corev1.EventTypeWarning, reason, "Explain", note)
+	k.announce.always(pod, t.container, corev1.EventTypeWarning, reason, "Explain", note)
 	return true
 }
 

@@ -267,7 +267,7 @@ func (g *stallGuard) observe(tree *cgroup.Tree, e *guarded) (changed bool) {
 		if d.Change == guard.Relaxed {
 			kind = corev1.EventTypeWarning
 		}
-		g.announce.always(e.pod, kind, string(d.Change), "Guard", subject(e.container)+": "+d.Message)
+		g.announce.always(e.pod, e.container, kind, string(d.Change), "Guard", subject(e.container)+": "+d.Message)
 	}
 	return e.state.Latch != before
 }
