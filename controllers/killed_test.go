@@ -438,30 +438,22 @@ func TestKillOfAGroupThatIsGone(t *testing.T) {
 	}
 }
 
-// Nothing is planned for the BestEffort class, and its pods are killed first.
-func TestKillOfABestEffortPodThatIsGone(t *testing.T) {
-	w := newKillWorld(t)
-	w.events("kubepods/besteffort", 0, 0, 1)
-	w.events("kubepods", 0, 0, 1)
-	// A probe kills the Burstable one meanwhile, whose cgroup has counted nothing.
-	w.ends(corev1.ContainerStateTerminated{ExitCode: 137, Reason: "Error"}, "")
-	if got := w.told(); len(got) != 0 {
-		t.Errorf("announced %q", got)
-	}
-	w.tellsAt(reported+settle, "OutOfMemoryNodeOutOfMemory a container of a BestEffort pod")
-}
-
-// The pod of the same class that a probe kills meanwhile has its cgroup, which has
-// counted nothing.
+// A probe kills a Burstable pod's container while a kill is open that only a class has
+// counted: the pod has its cgroup, which has counted none. Nothing is planned for the
+// BestEffort class, whose pods are killed first; it is counted all the same.
 func TestKillBesideAPodThatIsThere(t *testing.T) {
-	w := newKillWorld(t)
-	w.events("kubepods/burstable", 0, 0, 1)
-	w.events("kubepods", 0, 0, 1)
-	w.ends(corev1.ContainerStateTerminated{ExitCode: 137, Reason: "Error"}, "")
-	if got := w.told(); len(got) != 0 {
-		t.Errorf("announced %q", got)
+	for dir, class := range map[string]string{"kubepods/besteffort": "BestEffort", "kubepods/burstable": "Burstable"} {
+		t.Run(class, func(t *testing.T) {
+			w := newKillWorld(t)
+			w.events(dir, 0, 0, 1)
+			w.events("kubepods", 0, 0, 1)
+			w.ends(corev1.ContainerStateTerminated{ExitCode: 137, Reason: "Error"}, "")
+			if got := w.told(); len(got) != 0 {
+				t.Errorf("announced %q", got)
+			}
+			w.tellsAt(reported+settle, "OutOfMemoryNodeOutOfMemory a container of a "+class+" pod")
+		})
 	}
-	w.tellsAt(reported+settle, "OutOfMemoryNodeOutOfMemory a container of a Burstable pod")
 }
 
 // One is told of by its own counters, and the other of the same class, whose pod is gone,
