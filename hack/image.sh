@@ -6,18 +6,18 @@
 #   hack/image.sh OUT.tar [ARCH]     a docker-archive; `ctr -n k8s.io images import` takes it
 #
 # VERSION, REVISION and SOURCE_DATE_EPOCH come from git unless they are set. The
-# same values and the same Go give the same archive, byte for byte; VERSION of a tag
-# is without its v, as in a release.
+# same values and the same Go give the same archive, byte for byte. The
+# binary's version of a tag is without its v, as in a release.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 out=$(realpath -m "$1")
 arch=${2:-$(go env GOARCH)}
 : "${VERSION:=$(git describe --tags --always --dirty 2>/dev/null || echo devel)}"
-[[ $VERSION =~ ^v[0-9] ]] && VERSION=${VERSION#v}
 : "${REVISION:=$(git rev-parse HEAD 2>/dev/null || echo unknown)}"
 : "${SOURCE_DATE_EPOCH:=$(git log -1 --format=%ct 2>/dev/null || echo 0)}"
 : "${IMAGE:=ghcr.io/memqos/memqos:$VERSION}"
+[[ $VERSION =~ ^v[0-9] ]] && VERSION=${VERSION#v} # the tag stays what git describe says
 
 missing=()
 for package in buildah busybox-static; do
