@@ -132,7 +132,7 @@ lint: $(GOLANGCI_LINT) ## Lint, the package graph included
 
 .PHONY: licenses
 licenses: ## Look at the licence of each module that is linked into memqos
-	go run github.com/google/go-licenses@v1.6.0 check --disallowed_types=forbidden,restricted,unknown ./cmd/... 2>/dev/null
+	go run github.com/google/go-licenses@v1.6.0 check --disallowed_types=forbidden,restricted,unknown ./cmd/... 2> >(grep -Ev "non-Go code|^/" >&2)
 
 .PHONY: fmt
 fmt: $(GOLANGCI_LINT) ## Format
