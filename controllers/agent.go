@@ -299,6 +299,7 @@ func (a *agent) startControllers(ctx context.Context) error {
 		a.kills.counted(dir)
 	}
 	a.kernel.lost = a.kills.lost
+	a.kernel.modified = w.reflex
 	go w.landings.run(ctx)
 	go a.guard.run(ctx)
 	go a.kills.run(ctx)

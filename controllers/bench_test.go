@@ -3,6 +3,7 @@ package controllers
 import (
 	"context"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -15,6 +16,7 @@ import (
 	"sigs.k8s.io/controller-runtime/pkg/client"
 
 	"github.com/memqos/memqos/cgroup/cgrouptest"
+	"github.com/memqos/memqos/memory"
 )
 
 // benchPods hand out pods as the cache does: without copying what is in them.
@@ -104,6 +106,28 @@ func BenchmarkReconcileOneChange(b *testing.B) {
 	}
 	if got := cgrouptest.Read(b, file); got != want {
 		b.Fatalf("memory.high is %s, want %s", got, want)
+	}
+}
+
+// The protection of a class was reset: the answer does not depend on how many pods there are.
+func BenchmarkReflex(b *testing.B) {
+	for _, pods := range []int{110, 500} {
+		b.Run(fmt.Sprintf("pods=%d", pods), func(b *testing.B) {
+			w := benchWorld(b, pods, 2)
+			tree, file := w.surveyor.site.Load().tree, filepath.Join(w.dir, "kubepods/burstable/memory.min")
+			want := cgrouptest.Read(b, file)
+			b.ReportAllocs()
+			for b.Loop() {
+				clear(w.pod.writer.contests.files)
+				b.StopTimer()
+				cgrouptest.Write(b, file, "0")
+				b.StartTimer()
+				w.pod.writer.reflex(tree, "kubepods/burstable", memory.Min)
+			}
+			if got := cgrouptest.Read(b, file); got != want || want == "0" {
+				b.Fatalf("memory.min is %s, want %s", got, want)
+			}
+		})
 	}
 }
 

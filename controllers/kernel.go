@@ -10,6 +10,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/memqos/memqos/cgroup"
+	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/metrics"
 )
 
@@ -62,9 +63,11 @@ type kernel struct {
 	node    ctrl.Request
 	metrics *metrics.Metrics
 	log     logr.Logger
-	// counted is told of a change of memory.events, lost that there may have been any.
-	counted func(cgroup string)
-	lost    func()
+	// modified is told of a write to a managed file, counted of a change of
+	// memory.events, lost that there may have been any.
+	modified func(tree *cgroup.Tree, cgroup string, file memory.File)
+	counted  func(cgroup string)
+	lost     func()
 
 	tree    *cgroup.Tree // that is watched, or was tried to be
 	watcher *cgroup.Watcher
@@ -160,6 +163,8 @@ func (k *kernel) happened(tree *cgroup.Tree, e cgroup.Event) {
 			k.counted(e.Cgroup)
 		}
 		return
+	case e.Kind == cgroup.Modified && k.modified != nil:
+		k.modified(tree, e.Cgroup, e.File)
 	}
 	if pod, ok := k.index.podOf(e.Cgroup); ok {
 		k.pass.enqueue(podController, pod)

@@ -149,19 +149,31 @@ func (w *world) wants(cgroup, want string) {
 }
 
 // writes is the number of writes with a result, over all levels and files.
-func (w *world) writes(result metrics.Result) (n int) {
+func (w *world) writes(result metrics.Result) int {
+	w.Helper()
+	return w.series("memqos_writes_total", "result", string(result))
+}
+
+// repairs is the number of repairs of what had a cause, likewise.
+func (w *world) repairs(cause metrics.Cause) int {
+	w.Helper()
+	return w.series("memqos_repairs_total", "cause", string(cause))
+}
+
+// series is the sum of a counter's series that have a label.
+func (w *world) series(name, label, value string) (n int) {
 	w.Helper()
 	families, err := w.registry.Gather()
 	if err != nil {
 		w.Fatal(err)
 	}
 	for _, f := range families {
-		if f.GetName() != "memqos_writes_total" {
+		if f.GetName() != name {
 			continue
 		}
 		for _, m := range f.GetMetric() {
 			for _, l := range m.GetLabel() {
-				if l.GetName() == "result" && l.GetValue() == string(result) {
+				if l.GetName() == label && l.GetValue() == value {
 					n += int(m.GetCounter().GetValue())
 				}
 			}

@@ -151,6 +151,10 @@ type writer struct {
 	dryRun func() bool
 	// would is what was said of a dry run, so that it is said once.
 	would sync.Map // ledger.Key to memory.Value
+	// protecting is held while memory.min or memory.low is compared with the ledger and
+	// written, so that a reflex and a reconcile do not repair one reset twice. Such a
+	// write does not reclaim, so nobody waits for long.
+	protecting sync.Mutex
 }
 
 // outcome is what came of applying, beside errors.
@@ -189,6 +193,9 @@ func (w *writer) apply(ctx context.Context, log logr.Logger, tree *cgroup.Tree, 
 			continue
 		}
 		result, again, err := w.write(tree, request, c)
+		if result == alreadyHeld {
+			continue
+		}
 		w.metrics.Write(string(c.Level), c.file, result)
 		switch result {
 		case metrics.Written:
@@ -220,11 +227,18 @@ func (w *writer) giveBack(cgroups []seen) error {
 	if w.dryRun() {
 		return nil
 	}
+	w.protecting.Lock() // until it is forgotten: a reflex would take it for a reset
+	err := w.giveBackFiles(cgroups, memory.Min, memory.Low)
+	w.protecting.Unlock()
+	return errors.Join(err, w.giveBackFiles(cgroups, memory.High, memory.Max))
+}
+
+func (w *writer) giveBackFiles(cgroups []seen, files ...memory.File) error {
 	var errs []error
 	var done []ledger.Key
 	for i := range cgroups {
 		s := &cgroups[i]
-		for _, file := range fileOrder {
+		for _, file := range files {
 			if _, managed := s.Values[file]; managed || slices.Contains(s.Waits, file) {
 				continue
 			}
@@ -253,8 +267,24 @@ func (w *writer) giveBack(cgroups []seen) error {
 	return errors.Join(errs...)
 }
 
+// alreadyHeld is the result where there was nothing to write any more.
+const alreadyHeld metrics.Result = ""
+
 // write makes one change. again is when to come back to it, 0 for never.
 func (w *writer) write(tree *cgroup.Tree, request ctrl.Request, c change) (_ metrics.Result, again time.Duration, _ error) {
+	if protects(c.file) {
+		w.protecting.Lock()
+		defer w.protecting.Unlock()
+		if e, ours := w.ledger.Get(c.key()); ours && e.Wrote == c.to && e.Wrote != c.from {
+			if now, err := c.dir.Value(c.file); err == nil && now == c.to {
+				return alreadyHeld, 0, nil // a reflex was first
+			}
+		}
+	}
+	return w.writeNow(tree, request, c)
+}
+
+func (w *writer) writeNow(tree *cgroup.Tree, request ctrl.Request, c change) (_ metrics.Result, again time.Duration, _ error) {
 	if c.file == memory.Max && c.to < c.from {
 		usage, err := c.dir.Usage()
 		switch {
