@@ -143,86 +143,131 @@ func TestSafetyProtection(t *testing.T) {
 // railed is how the system's own services fare beside a pod whose request is all of
 // the node.
 type railed struct {
-	SystemReserve string
-	KubepodsMin   int64   // bytes
-	Answered, Of  int     // probes, of a program that the system starts
-	MedianProbeMs int64   // of those
-	SystemMajor   int64   // major faults of system.slice meanwhile
-	SystemFile    int64   // bytes of files that system.slice has in memory at the end
-	OOMKills      float64 // of the node
-	PodInMemory   int64   // bytes, at the end
+	Of            string
+	KubepodsMin   int64 // bytes
+	Answered      int   // probes of a program that the system starts
+	Probes        int
+	MedianProbeMs int64 // of the answered
+	SystemMajor   int64 // major faults of system.slice meanwhile; -1: the node does not say
+	SystemFile    int64 // bytes of files that system.slice has in memory at the end; -1: likewise
+	OOMKills      int64 // of the node; -1: likewise
+	PodsInMemory  int64 // bytes, at the end; -1: likewise
 }
 
+// lives reports whether the system answered all the time, and nothing was killed.
+func (r railed) lives() bool { return r.Answered == r.Probes && r.OOMKills == 0 }
+
 // A pod whose request is as good as all of the node reads files up to it. The system's
-// services keep what they need if the rail holds kubepods' protection below.
+// services keep what they need if the rail holds kubepods' protection below, and not
+// without it, be it memqos or the kubelet that protects.
 func TestSafetyRail(t *testing.T) {
 	t.Parallel()
-	node := bareNode(t, testnode.Options{
-		Kubernetes: "1.27.4", CgroupDriver: "systemd", MemoryMiB: 1536,
-		KubeletConfig: map[string]any{ // nothing reserved, as kubeadm leaves it
-			"evictionHard": map[string]any{"memory.available": "1Mi"}, "systemReserved": map[string]any{"memory": "0"}, "kubeReserved": map[string]any{"memory": "0"},
-		},
-	})
 	config := func(reserve string) string { return safetyConfig + "rails: {systemReserve: " + reserve + "}\n" }
-	agent, err := nodeagent.Install(t.Context(), node, root, config("512Mi"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	start(t, agent)
-	total := meminfo(t, node, "MemTotal")
-	pod := burstablePod("everything", fmt.Sprint((total-(24<<20))>>20<<20), "cache", "/tmp/data", fmt.Sprint((total-(64<<20))>>20<<20))
-	apply(t, node, pod)
-	var all []railed
-	for _, reserve := range []string{"512Mi", "100Mi"} { // what comes last may be the node's end
-		if err := agent.Configure(t.Context(), config(reserve)); err != nil {
+	// memqos has a node with the first reserve, and changes to the others while the pod reads.
+	memqos := func(reserves ...string) (out []railed) {
+		node := greedyNode(t, false)
+		agent, err := nodeagent.Install(t.Context(), node, root, config(reserves[0]))
+		if err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(60 * time.Second) // it looks every 2 s, and the pod reads meanwhile
-		r := railed{SystemReserve: reserve}
-		state := func() (major, file, minimum, pod int64, kills float64) {
-			out, err := probe(t, node, 2*time.Minute, `
-				sed -n 's/^pgmajfault //p' /sys/fs/cgroup/system.slice/memory.stat
-				sed -n 's/^file //p' /sys/fs/cgroup/system.slice/memory.stat
-				cat /sys/fs/cgroup/kubepods.slice/memory.min /sys/fs/cgroup/kubepods.slice/memory.current
-				sed -n 's/^oom_kill //p' /proc/vmstat`)
-			if err == nil {
-				_, err = fmt.Sscan(out, &major, &file, &minimum, &pod, &kills)
+		start(t, agent)
+		readAll(t, node)
+		for _, reserve := range reserves {
+			if err := agent.Configure(t.Context(), config(reserve)); err != nil {
+				t.Fatal(err)
 			}
-			if err != nil {
-				t.Logf("reserve %s: the node does not answer in 2 minutes: %v", reserve, err)
-			}
-			return major, file, minimum, pod, kills
+			out = append(out, fare(t, node, "memqos, systemReserve "+reserve))
 		}
-		majorBefore, _, minimum, _, killsBefore := state()
-		r.KubepodsMin = minimum
-		var took []int64
-		for range 15 {
-			r.Of++
-			begin := time.Now()
-			if _, err := probe(t, node, 20*time.Second, "systemctl is-active containerd && ctr version"); err != nil {
-				t.Logf("reserve %s: probe %d: %v", reserve, r.Of, err)
-				continue
-			}
-			r.Answered++
-			took = append(took, time.Since(begin).Milliseconds())
-			time.Sleep(2 * time.Second)
+		if err := node.Stop(); err != nil {
+			t.Fatal(err)
 		}
-		if slices.Sort(took); len(took) > 0 {
-			r.MedianProbeMs = took[len(took)/2]
-		}
-		major, file, _, use, kills := state()
-		r.SystemMajor, r.SystemFile, r.PodInMemory, r.OOMKills = major-majorBefore, file, use, kills-killsBefore
-		all = append(all, r)
-		t.Logf("%+v", r)
+		return out
 	}
+	all := memqos("512Mi", "100Mi") // what comes last may be the node's end
+	all = append(all, memqos("0")...)
+	gateOn := greedyNode(t, true)
+	readAll(t, gateOn)
+	all = append(all, fare(t, gateOn, "kubelet, gate on"))
 	figures(t, "rail", all)
-	if all[0].Answered != all[0].Of || all[0].OOMKills != 0 {
-		t.Errorf("with a reserve of 512Mi the system does not live: %+v", all[0])
+	if !all[0].lives() {
+		t.Errorf("with the rail the system does not live: %+v", all[0])
 	}
-	// The default is what a kubelet with the default eviction threshold leaves at least.
-	if all[1].Answered == all[1].Of && all[1].SystemMajor <= all[0].SystemMajor {
-		t.Errorf("%d major faults of the system with a reserve of 100Mi, %d with 512Mi: it did not bind", all[1].SystemMajor, all[0].SystemMajor)
+	for _, r := range all[2:] {
+		if r.lives() && r.SystemMajor <= 2*all[0].SystemMajor {
+			t.Errorf("without the rail the system lives as with it: there was no pressure: %+v", r)
+		}
 	}
+}
+
+// greedyNode is a small node on which nothing is reserved, as kubeadm leaves it.
+func greedyNode(t *testing.T, memoryQoS bool) *testnode.Node {
+	t.Helper()
+	none := map[string]any{"memory": "0"}
+	return bareNode(t, testnode.Options{
+		Kubernetes: "1.27.4", CgroupDriver: "systemd", MemoryMiB: 1536, FeatureGates: map[string]bool{"MemoryQoS": memoryQoS},
+		KubeletConfig: map[string]any{"evictionHard": map[string]any{"memory.available": "1Mi"}, "systemReserved": none, "kubeReserved": none},
+	})
+}
+
+// readAll makes a pod whose request is the node, and which reads a file as large.
+func readAll(t *testing.T, node *testnode.Node) {
+	t.Helper()
+	total := meminfo(t, node, "MemTotal")
+	pod := burstablePod("everything", fmt.Sprint((total-(24<<20))>>20<<20), "cache", "/tmp/data", fmt.Sprint((total-(64<<20))>>20<<20))
+	if err := node.Apply(t.Context(), pod); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 3*time.Minute)
+	defer cancel()
+	if err := node.WaitRunning(ctx, pod); err != nil {
+		t.Logf("the node does not get to say that the pod runs: %v", err)
+	}
+}
+
+// fare looks for a while how the system fares, from a minute from now on.
+func fare(t *testing.T, node *testnode.Node, of string) railed {
+	t.Helper()
+	time.Sleep(60 * time.Second) // memqos looks every 2 s, and the pod reads meanwhile
+	type state struct{ major, file, minimum, pods, kills int64 }
+	look := func() state {
+		s := state{-1, -1, -1, -1, -1}
+		out, err := probe(t, node, 2*time.Minute, `
+			sed -n 's/^pgmajfault //p' /sys/fs/cgroup/system.slice/memory.stat
+			sed -n 's/^file //p' /sys/fs/cgroup/system.slice/memory.stat
+			cat /sys/fs/cgroup/kubepods.slice/memory.min /sys/fs/cgroup/kubepods.slice/memory.current
+			sed -n 's/^oom_kill //p' /proc/vmstat`)
+		if err == nil {
+			_, err = fmt.Sscan(out, &s.major, &s.file, &s.minimum, &s.pods, &s.kills)
+		}
+		if err != nil {
+			t.Logf("%s: the node does not answer in 2 minutes: %v", of, err)
+		}
+		return s
+	}
+	before := look()
+	r := railed{Of: of, KubepodsMin: before.minimum}
+	var took []int64
+	for range 15 {
+		r.Probes++
+		begin := time.Now()
+		if _, err := probe(t, node, 20*time.Second, "systemctl is-active containerd && ctr version"); err != nil {
+			t.Logf("%s: probe %d: %v", of, r.Probes, err)
+			continue
+		}
+		r.Answered++
+		took = append(took, time.Since(begin).Milliseconds())
+		time.Sleep(2 * time.Second)
+	}
+	if slices.Sort(took); len(took) > 0 {
+		r.MedianProbeMs = took[len(took)/2]
+	}
+	after := look()
+	r.SystemFile, r.PodsInMemory, r.SystemMajor, r.OOMKills = after.file, after.pods, -1, -1
+	if before.major >= 0 && after.major >= 0 {
+		r.SystemMajor, r.OOMKills = after.major-before.major, after.kills-before.kills
+	}
+	t.Logf("%+v", r)
+	return r
 }
 
 // probe runs a script that may never end on a node that has no memory.
