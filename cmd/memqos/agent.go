@@ -37,6 +37,7 @@ kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			leaveLittleGarbage()
+			keepListening()
 			source, c, err := flags.open()
 			if err != nil {
 				return err
@@ -79,6 +80,16 @@ kernel before 5.8, no kubepods yet) it says so, idles, and looks again.`,
 func leaveLittleGarbage() {
 	if os.Getenv("GOGC") == "" {
 		debug.SetGCPercent(25)
+	}
+}
+
+// keepListening makes the Go runtime use two threads at a time on a machine of one
+// processor too, unless GOMAXPROCS says otherwise. With one, who reads what the kernel tells
+// of cgroups waits until a reconcile under way gives it up, 10 ms at a time; with two the
+// kernel lets it run at once.
+func keepListening() {
+	if os.Getenv("GOMAXPROCS") == "" && runtime.GOMAXPROCS(0) < 2 {
+		runtime.GOMAXPROCS(2)
 	}
 }
 
