@@ -91,10 +91,11 @@ func (e *InotifyError) Unwrap() error { return e.Err }
 // crun makes in a container. Nothing else beneath kubepods is watched, so what a
 // privileged container makes in its own cgroup costs at most one watch.
 //
-// It holds one inotify instance, and per cgroup a watch and a descriptor: the kernel
-// reports a change of memory.events only while the file's inode is in memory
-// (fs/kernfs, kernfs_notify_workfn), which it drops where memory is short: there
-// where there is something to report. That kubepods itself is removed goes
+// It holds one inotify instance, and per cgroup a watch, at kubepods and the classes one
+// more for each file that is reported, and a descriptor: the kernel reports a change of
+// memory.events only while the file's inode is in memory (fs/kernfs,
+// kernfs_notify_workfn), which it drops where memory is short: there where there is
+// something to report. That kubepods itself is removed goes
 // unnoticed: nobody watches its parent.
 type Watcher struct {
 	tree    *Tree
@@ -105,6 +106,7 @@ type Watcher struct {
 	emit      func(Event) // nil: nobody is told
 	root      *node
 	nodes     map[int32]*node // the watched, by watch descriptor
+	files     map[int32]watchedFile
 	unwatched map[*node]struct{}
 	modified  []*node // those with something in node.reported
 	lost      bool    // the queue overflowed
@@ -122,9 +124,17 @@ type node struct {
 	class    corev1.PodQOSClass // of kubepods and the QoS classes: that of the pods beneath
 	parent   *node
 	children map[string]*node
-	wd       int32 // watch descriptor; 0, which inotify never gives, without a watch
-	events   int   // an O_PATH descriptor of memory.events while it is watched; 0: none
-	reported uint8 // the files that were reported as modified in this batch, as bits
+	wd       int32   // watch descriptor; 0, which inotify never gives, without a watch
+	files    []int32 // likewise, of files with a watch of their own
+	events   int     // an O_PATH descriptor of memory.events while it is watched; 0: none
+	reported uint8   // the files that were reported as modified in this batch, as bits
+}
+
+// watchedFile is a file with a watch of its own.
+type watchedFile struct {
+	node *node
+	file memory.File
+	bit  uint8 // in node.reported
 }
 
 type level uint8
@@ -313,19 +323,20 @@ func (w *Watcher) batch(buf []byte) {
 func (w *Watcher) event(wd int32, mask uint32, name []byte) {
 	switch {
 	case mask&unix.IN_MODIFY != 0:
-		file, bit := watchedFile(name)
-		if bit == 0 {
-			return
+		f := w.files[wd]
+		if f.node == nil {
+			f.node = w.nodes[wd]
+			f.file, f.bit = reportedFile(name)
 		}
-		n := w.nodes[wd]
-		if n == nil || n.reported&bit != 0 {
+		n := f.node
+		if n == nil || f.bit == 0 || n.reported&f.bit != 0 {
 			return
 		}
 		if n.reported == 0 {
 			w.modified = append(w.modified, n)
 		}
-		n.reported |= bit
-		w.report(Event{Kind: Modified, Cgroup: n.cgroup, File: file})
+		n.reported |= f.bit
+		w.report(Event{Kind: Modified, Cgroup: n.cgroup, File: f.file})
 	case mask&unix.IN_Q_OVERFLOW != 0:
 		w.lost = true
 	case mask&unix.IN_IGNORED != 0:
@@ -336,6 +347,7 @@ func (w *Watcher) event(wd int32, mask uint32, name []byte) {
 			n.wd = 0
 			n.release()
 		}
+		delete(w.files, wd)
 		w.freed = true // also of one that was removed before: only now it is free
 	case mask&unix.IN_ISDIR == 0: // a file made or removed, in a fixture
 	case mask&unix.IN_CREATE != 0:
@@ -349,20 +361,17 @@ func (w *Watcher) event(wd int32, mask uint32, name []byte) {
 	}
 }
 
-// watchedFile returns the file called name and its bit in node.reported, which is
-// 0 for a file that is not to be reported.
-func watchedFile(name []byte) (memory.File, uint8) {
-	switch string(name) {
-	case string(memory.Min):
-		return memory.Min, 1 << 0
-	case string(memory.Low):
-		return memory.Low, 1 << 1
-	case string(memory.High):
-		return memory.High, 1 << 2
-	case string(memory.Max):
-		return memory.Max, 1 << 3
-	case string(MemoryEvents):
-		return MemoryEvents, 1 << 4
+// reportedFiles are the files that are reported, each with its place as its bit in
+// node.reported.
+var reportedFiles = [...]memory.File{memory.Min, memory.Low, memory.High, memory.Max, MemoryEvents}
+
+// reportedFile returns the file called name and its bit, which is 0 for a file that is
+// not to be reported.
+func reportedFile(name []byte) (memory.File, uint8) {
+	for i, file := range reportedFiles {
+		if string(name) == string(file) {
+			return file, 1 << i
+		}
 	}
 	return "", 0
 }
@@ -429,22 +438,21 @@ func (w *Watcher) attach(n *node) (names []string, err error) {
 	case err != nil:
 		return nil, &fs.PathError{Op: "open", Path: path.Join(w.tree.dir(n.cgroup), string(MemoryEvents)), Err: err}
 	}
-	// IN_ACCESS and IN_OPEN would report this process's own reading.
-	const mask = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MODIFY | unix.IN_ONLYDIR
-	var wd int
-	err = w.control(func(inotify int) (err error) {
-		wd, err = unix.InotifyAddWatch(inotify, "/proc/self/fd/"+strconv.Itoa(fd), mask)
-		return err
-	})
-	if errors.Is(err, unix.ENOENT) { // not the cgroup, which is open
-		err = errors.New("/proc is not mounted")
-	}
 	n.events = events
+	// IN_ACCESS and IN_OPEN would report this process's own reading.
+	mask := uint32(unix.IN_CREATE | unix.IN_DELETE | unix.IN_MODIFY | unix.IN_ONLYDIR)
+	if n.level <= levelQOS {
+		if err = w.attachFiles(n, fd); err == nil {
+			mask &^= unix.IN_MODIFY
+		}
+	}
+	if err == nil || IsGone(err) {
+		n.wd, err = w.add(fd, mask)
+	}
 	if err != nil {
-		n.release()
+		w.detachAll(n)
 		return nil, fmt.Errorf("inotify_add_watch %s: %w", w.tree.dir(n.cgroup), err)
 	}
-	n.wd = int32(wd)
 	// Most cgroups are leaves, and a listing names all of their 80 files. A cgroup's
 	// links are its subdirectories and two more (fs/kernfs, kernfs_refresh_inode).
 	var st unix.Stat_t
@@ -452,15 +460,62 @@ func (w *Watcher) attach(n *node) (names []string, err error) {
 		return nil, nil
 	}
 	if names, err = dir.Readdirnames(-1); err != nil {
-		w.detach(n.wd)
-		n.wd = 0
-		n.release()
+		w.detachAll(n)
 		if IsGone(gone(err)) {
 			err = fmt.Errorf("%w: %w", errNoCgroup, err)
 		}
 		return nil, err
 	}
 	return names, nil
+}
+
+// attachFiles watches the files of a cgroup above the pods one by one. Its directory would
+// tell of cpu.weight and others first, which systemd writes just before memory.min: a
+// process that was woken for nothing waits its turn when there is something to do.
+// The error is fs.ErrNotExist if the cgroup has not all of them.
+func (w *Watcher) attachFiles(n *node, dir int) error {
+	for i, name := range reportedFiles {
+		fd, err := openBeneath(dir, string(name), unix.O_PATH)
+		if err != nil {
+			return err
+		}
+		wd, err := w.add(fd, unix.IN_MODIFY)
+		_ = unix.Close(fd) // O_PATH: nothing is pending
+		if err != nil {
+			return err
+		}
+		w.files[wd] = watchedFile{n, name, 1 << i}
+		n.files = append(n.files, wd)
+	}
+	return nil
+}
+
+// add adds the watch of what is open, or changes its mask: the kernel knows it by the
+// inode.
+func (w *Watcher) add(fd int, mask uint32) (wd int32, err error) {
+	err = w.control(func(inotify int) error {
+		n, err := unix.InotifyAddWatch(inotify, "/proc/self/fd/"+strconv.Itoa(fd), mask)
+		wd = int32(n)
+		return err
+	})
+	if errors.Is(err, unix.ENOENT) { // not what is open
+		return 0, errors.New("/proc is not mounted")
+	}
+	return wd, err
+}
+
+// detachAll removes the watches of a cgroup and what it holds besides.
+func (w *Watcher) detachAll(n *node) {
+	for _, wd := range n.files {
+		w.detach(wd)
+		delete(w.files, wd)
+	}
+	if n.wd != 0 {
+		w.detach(n.wd)
+		delete(w.nodes, n.wd)
+	}
+	n.wd, n.files = 0, nil
+	n.release()
 }
 
 // release closes what a watched cgroup holds besides its watch.
@@ -500,12 +555,8 @@ func (w *Watcher) remove(n *node) {
 	for _, child := range n.children {
 		w.remove(child)
 	}
-	if n.wd != 0 {
-		w.detach(n.wd)
-		n.release()
-		delete(w.nodes, n.wd)
-		w.freed = true
-	}
+	w.freed = w.freed || n.wd != 0
+	w.detachAll(n)
 	delete(w.unwatched, n)
 	delete(n.parent.children, path.Base(n.cgroup))
 	w.report(Event{Kind: Removed, Cgroup: n.cgroup})
@@ -528,12 +579,17 @@ func (w *Watcher) retry() {
 
 // resync watches what is there now, silently, and nothing else.
 func (w *Watcher) resync() {
-	old, emit := w.nodes, w.emit
+	old, oldFiles, emit := w.nodes, w.files, w.emit
 	w.emit = nil
 	_ = w.watchAll() // kubepods is gone, or counted as unwatched
 	w.release(old)
 	for wd := range old {
 		if w.nodes[wd] == nil {
+			w.detach(wd)
+		}
+	}
+	for wd := range oldFiles {
+		if _, ok := w.files[wd]; !ok {
 			w.detach(wd)
 		}
 	}
@@ -545,7 +601,7 @@ func (w *Watcher) resync() {
 // descriptor: the kernel knows it by the inode.
 func (w *Watcher) watchAll() error {
 	w.root = &node{cgroup: w.tree.Layout.Root}
-	w.nodes = map[int32]*node{}
+	w.nodes, w.files = map[int32]*node{}, map[int32]watchedFile{}
 	clear(w.unwatched)
 	err := w.watch(w.root)
 	if err != nil && !errors.Is(err, errNoCgroup) {

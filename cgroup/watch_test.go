@@ -185,6 +185,60 @@ func TestWatchFiles(t *testing.T) {
 	}
 }
 
+// Of a class, whose cpu.weight is written just before its memory.min, the kernel tells of
+// nothing but what is reported: whoever waits is not woken for the rest.
+func TestWatchFilesOfClass(t *testing.T) {
+	const class, other = "kubepods/burstable", "cpu.weight"
+	tree, dir := fixture(t, config.Cgroupfs, class+"\n"+watchedContainer)
+	for _, file := range []string{string(MemoryEvents), other} {
+		cgrouptest.Write(t, filepath.Join(dir, class, file), "0")
+	}
+	w := watch(t, tree)
+	queued := func() (n int) {
+		if err := w.control(func(inotify int) (err error) {
+			n, err = unix.IoctlGetInt(inotify, unix.TIOCINQ) // FIONREAD
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	cgrouptest.Write(t, filepath.Join(dir, class, other), "1")
+	if n := queued(); n != 0 {
+		t.Errorf("%d bytes are told of %s", n, other)
+	}
+	f := follow(t, w)
+	reported := func() {
+		t.Helper()
+		for _, file := range append([]memory.File{MemoryEvents}, memory.Files...) {
+			cgrouptest.Write(t, filepath.Join(dir, class, string(file)), "0")
+			f.until(Event{Modified, class, file})
+		}
+	}
+	reported()
+	// Cgroups that are made and removed are told of as ever.
+	mkdir(t, dir, class, "podnew")
+	f.until(Event{Created, class + "/podnew", ""})
+	// A class that is made anew is watched anew, and nothing is left of the old one.
+	if err := os.RemoveAll(filepath.Join(dir, class)); err != nil {
+		t.Fatal(err)
+	}
+	f.until(Event{Removed, class, ""})
+	mkdir(t, dir, class)
+	f.until(Event{Created, class, ""})
+	reported() // by its directory: its files came later
+	if err := f.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := <-f.done; err != nil {
+		t.Error(err)
+	}
+	f.done <- nil // for the end of the test
+	if len(w.files) != 0 {
+		t.Errorf("%d watches of files of a class that is gone", len(w.files))
+	}
+}
+
 // Reading, which memqos does itself, is no event.
 func TestWatchReading(t *testing.T) {
 	tree, dir := fixture(t, config.Cgroupfs, watchedContainer)
