@@ -472,9 +472,13 @@ func (w *Watcher) attach(n *node) (names []string, err error) {
 // attachFiles watches the files of a cgroup above the pods one by one. Its directory would
 // tell of cpu.weight and others first, which systemd writes just before memory.min: a
 // process that was woken for nothing waits its turn when there is something to do.
-// The error is fs.ErrNotExist if the cgroup has not all of them.
+// Of BestEffort only memory.events counts: nothing is ever wanted of the rest, which is
+// written just before Burstable's. The error is fs.ErrNotExist if a file is missing.
 func (w *Watcher) attachFiles(n *node, dir int) error {
 	for i, name := range reportedFiles {
+		if n.class == corev1.PodQOSBestEffort && name != MemoryEvents {
+			continue
+		}
 		fd, err := openBeneath(dir, string(name), unix.O_PATH)
 		if err != nil {
 			return err

@@ -63,9 +63,9 @@ type kernel struct {
 	node    ctrl.Request
 	metrics *metrics.Metrics
 	log     logr.Logger
-	// modified is told of a write to a managed file, counted of a change of
-	// memory.events, lost that there may have been any.
-	modified func(tree *cgroup.Tree, cgroup string, file memory.File)
+	// modified is told of a write to a managed file, and says whether that is settled;
+	// counted of a change of memory.events, lost that there may have been any.
+	modified func(tree *cgroup.Tree, cgroup string, file memory.File) (settled bool)
 	counted  func(cgroup string)
 	lost     func()
 
@@ -163,8 +163,8 @@ func (k *kernel) happened(tree *cgroup.Tree, e cgroup.Event) {
 			k.counted(e.Cgroup)
 		}
 		return
-	case e.Kind == cgroup.Modified && k.modified != nil:
-		k.modified(tree, e.Cgroup, e.File)
+	case e.Kind == cgroup.Modified && k.modified != nil && k.modified(tree, e.Cgroup, e.File):
+		return
 	}
 	if pod, ok := k.index.podOf(e.Cgroup); ok {
 		k.pass.enqueue(podController, pod)

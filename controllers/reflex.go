@@ -4,6 +4,7 @@ import (
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/memqos/memqos/cgroup"
+	"github.com/memqos/memqos/ledger"
 	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/metrics"
 	"github.com/memqos/memqos/qos"
@@ -13,30 +14,40 @@ import (
 func protects(file memory.File) bool { return file == memory.Min || file == memory.Low }
 
 // reflex answers a reset of protection at once, on the word of the kernel and before
-// the reconcile that it sets off, which may have pods to go through: where memory.min
-// or memory.low holds the kernel's default and memqos last wrote something else, it
-// writes that again. What it cannot do, and what is wanted by now, is for the reconcile.
-func (w *writer) reflex(tree *cgroup.Tree, at string, file memory.File) {
+// any reconcile, which may have pods to go through: where memory.min or memory.low holds
+// the kernel's default and memqos last wrote something else, it writes that again.
+//
+// settled says that the file holds what memqos last wrote: nobody has to look at it on
+// account of this. What a reflex cannot do is for the reconcile.
+func (w *writer) reflex(tree *cgroup.Tree, at string, file memory.File) (settled bool) {
 	if !protects(file) || w.dryRun() || w.kubelet.manages(file) {
-		return
+		return false
 	}
 	dir, err := tree.Open(at)
 	if err != nil {
-		return
+		return false
 	}
 	defer dir.Close()
 	w.protecting.Lock()
 	defer w.protecting.Unlock()
-	c := change{seen: &seen{Cgroup: &qos.Cgroup{Level: levelOf(tree.Layout, at), Cgroup: at}, dir: dir}, file: file, from: defaultOf(file)}
-	e, ours := w.ledger.Get(c.key())
-	if !ours || e.Wrote == c.from {
-		return
+	e, ours := w.ledger.Get(ledger.Key{Inode: dir.Inode, File: file})
+	if !ours {
+		return false
 	}
-	c.to = e.Wrote
-	if now, err := dir.Value(file); err != nil || now != c.from {
-		return
+	now, err := dir.Value(file)
+	switch {
+	case err != nil:
+		return false
+	case now == e.Wrote:
+		return true
+	case now != defaultOf(file):
+		return false
 	}
-	if result, _, _ := w.writeNow(tree, ctrl.Request{}, c); result == metrics.Written {
-		w.metrics.Write(string(c.Level), file, result)
+	level := levelOf(tree.Layout, at)
+	result, _, _ := w.writeNow(tree, ctrl.Request{}, change{&seen{Cgroup: &qos.Cgroup{Level: level, Cgroup: at}, dir: dir}, file, now, e.Wrote})
+	if result != metrics.Written {
+		return false
 	}
+	w.metrics.Write(string(level), file, result)
+	return true
 }

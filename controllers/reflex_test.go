@@ -23,10 +23,10 @@ func served(t *testing.T) *world {
 }
 
 // overwrite writes a file and tells the writer, as the kernel does.
-func (w *world) overwrite(cgroup string, file memory.File, value string) {
+func (w *world) overwrite(cgroup string, file memory.File, value string) (settled bool) {
 	w.Helper()
 	cgrouptest.Write(w, filepath.Join(w.dir, cgroup, string(file)), value)
-	w.pod.writer.reflex(w.surveyor.site.Load().tree, cgroup, file)
+	return w.pod.writer.reflex(w.surveyor.site.Load().tree, cgroup, file)
 }
 
 // holds asserts what a file holds.
@@ -43,8 +43,13 @@ func TestReflex(t *testing.T) {
 	w := served(t)
 	written := w.writes(metrics.Written)
 	for _, cgroup := range []string{"kubepods", "kubepods/burstable", podDir, podDir + "/" + idApp} {
-		w.overwrite(cgroup, memory.Min, "0")
+		if !w.overwrite(cgroup, memory.Min, "0") {
+			t.Errorf("a reset of %s is not settled", cgroup)
+		}
 		w.holds(cgroup, memory.Min, "67108864")
+		if !w.overwrite(cgroup, memory.Min, "67108864") {
+			t.Errorf("what is wanted of %s, written once more, is not settled", cgroup)
+		}
 	}
 	w.mustReconcilePod("p")
 	w.reconcileNode()
@@ -92,11 +97,15 @@ func TestReflexLeaves(t *testing.T) {
 				tt.prepare(w)
 			}
 			written, repairs := w.writes(metrics.Written), w.repairs(metrics.Reset)
+			settled := false
 			if tt.value != "" {
-				w.overwrite(tt.cgroup, tt.file, tt.value)
+				settled = w.overwrite(tt.cgroup, tt.file, tt.value)
 				w.holds(tt.cgroup, tt.file, tt.value)
 			} else {
-				w.pod.writer.reflex(w.surveyor.site.Load().tree, tt.cgroup, tt.file)
+				settled = w.pod.writer.reflex(w.surveyor.site.Load().tree, tt.cgroup, tt.file)
+			}
+			if settled {
+				t.Error("no reconcile is to look at it")
 			}
 			if got := w.writes(metrics.Written) - written; got != 0 {
 				t.Errorf("%d writes, want none", got)
