@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -96,6 +97,25 @@ func TestCompletion(t *testing.T) {
 		want := map[string]string{"pl": "plan\t", "": "json\n"}[args[len(args)-1]]
 		if err != nil || !strings.Contains(stdout, want) {
 			t.Errorf("%q: %v, %q; want %q", args, err, stdout, want)
+		}
+	}
+}
+
+// On a machine of one processor the agent has two of the runtime's, unless it is told.
+func TestKeepListening(t *testing.T) {
+	before := runtime.GOMAXPROCS(1)
+	defer runtime.GOMAXPROCS(before)
+	t.Setenv("GOMAXPROCS", "1")
+	keepListening()
+	if got := runtime.GOMAXPROCS(0); got != 1 {
+		t.Errorf("GOMAXPROCS=1 is not heeded: %d", got)
+	}
+	t.Setenv("GOMAXPROCS", "")
+	for _, tt := range []struct{ has, want int }{{1, 2}, {2, 2}, {3, 3}} {
+		runtime.GOMAXPROCS(tt.has)
+		keepListening()
+		if got := runtime.GOMAXPROCS(0); got != tt.want {
+			t.Errorf("of %d it makes %d, want %d", tt.has, got, tt.want)
 		}
 	}
 }
