@@ -123,20 +123,22 @@ func (h *history) saw(cgroups []seen, o outcome, relaxed func(inode uint64) bool
 			verdicts[c.dir.Inode] = v
 		}
 	}
+	for i := range cgroups { // before the lock: relaxed has one of its own, and may wait for this one
+		inode := cgroups[i].dir.Inode
+		if _, left := verdicts[inode]; !left {
+			verdicts[inode] = status.Fulfilled
+			if relaxed(inode) {
+				verdicts[inode] = status.Relaxed
+			}
+		}
+	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	now := h.now()
 	for i := range cgroups {
 		dir := cgroups[i].dir
-		v, left := verdicts[dir.Inode]
-		if !left {
-			v = status.Fulfilled
-			if relaxed(dir.Inode) {
-				v = status.Relaxed
-			}
-		}
 		p := h.of(dir)
-		p.stands(v, now)
+		p.stands(verdicts[dir.Inode], now)
 		if len(p.samples) == 0 || (!p.told.IsZero() && now.Sub(p.samples[len(p.samples)-1].at) >= samplePeriod) {
 			p.sample(dir, now)
 		}

@@ -72,7 +72,14 @@ func (p *pastWorld) saw(left ...change) {
 	for i := range left {
 		left[i].seen = &s
 	}
-	p.history.saw([]seen{s}, outcome{left: left}, func(uint64) bool { return false })
+	p.history.saw([]seen{s}, outcome{left: left}, func(uint64) bool {
+		// The stall guard answers under its own lock, under which it tells the history.
+		if !p.history.mu.TryLock() {
+			p.Fatal("the history is locked while the guard is asked")
+		}
+		p.history.mu.Unlock()
+		return false
+	})
 }
 
 func TestHistoryOfChanges(t *testing.T) {
