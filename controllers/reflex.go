@@ -20,7 +20,7 @@ func protects(file memory.File) bool { return file == memory.Min || file == memo
 // settled says that the file holds what memqos last wrote: nobody has to look at it on
 // account of this. What a reflex cannot do is for the reconcile.
 func (w *writer) reflex(tree *cgroup.Tree, at string, file memory.File) (settled bool) {
-	if !protects(file) || w.dryRun() || w.kubelet.manages(file) {
+	if !protects(file) {
 		return false
 	}
 	dir, err := tree.Open(at)
@@ -30,6 +30,9 @@ func (w *writer) reflex(tree *cgroup.Tree, at string, file memory.File) (settled
 	defer dir.Close()
 	w.protecting.Lock()
 	defer w.protecting.Unlock()
+	if w.dryRun() || w.kubelet.manages(file) {
+		return false
+	}
 	e, ours := w.ledger.Get(ledger.Key{Inode: dir.Inode, File: file})
 	if !ours {
 		return false

@@ -3,6 +3,7 @@ package controllers
 import (
 	"path/filepath"
 	"testing"
+	"time"
 
 	ctrl "sigs.k8s.io/controller-runtime"
 
@@ -86,6 +87,8 @@ func TestReflexLeaves(t *testing.T) {
 		}, container, memory.Min, "0"},
 		{"a pod that is excluded since", func(w *world) { w.annotate(qos.AnnotationExclude, "true") }, container, memory.Min, "0"},
 		{"a fight", func(w *world) {
+			noon := time.Now()
+			w.pod.writer.contests.now = func() time.Time { return noon }
 			for range contestFree + 1 {
 				w.overwrite(container, memory.Min, "0")
 			}
@@ -117,10 +120,26 @@ func TestReflexLeaves(t *testing.T) {
 	}
 }
 
-// A reconcile that has looked before the reflex does not repair the same reset again.
+// A reconcile that has looked before the reflex does not repair the same reset again,
+// whether it wants what memqos last wrote or, since a pod has come, something else.
 func TestReflexBetweenLookAndWrite(t *testing.T) {
+	t.Run("the same", func(t *testing.T) { testReflexBetween(t, false, "67108864", 1) })
+	t.Run("another value", func(t *testing.T) { testReflexBetween(t, true, "134217728", 2) })
+}
+
+func testReflexBetween(t *testing.T, more bool, want string, writes int) {
 	w := served(t)
+	if more {
+		second := burstable("q", "64Mi", "128Mi")
+		second.UID = "uid-2"
+		if err := w.pods.Create(t.Context(), second); err != nil {
+			t.Fatal(err)
+		}
+	}
 	wr, site := w.node.writer, w.surveyor.site.Load()
+	if more { // kubepods is not what this is about
+		cgrouptest.Write(t, filepath.Join(w.dir, "kubepods", "memory.min"), want)
+	}
 	cgrouptest.Write(t, filepath.Join(w.dir, "kubepods/burstable", "memory.min"), "0")
 	cgroups, unread, err := w.node.observe(t.Context(), site)
 	defer closeAll(cgroups)
@@ -133,9 +152,9 @@ func TestReflexBetweenLookAndWrite(t *testing.T) {
 	if err != nil || len(o.left) != 0 {
 		t.Errorf("left %v, error %v", o.left, err)
 	}
-	w.holds("kubepods/burstable", memory.Min, "67108864")
-	if got := w.writes(metrics.Written) - written; got != 1 {
-		t.Errorf("%d writes, want 1", got)
+	w.holds("kubepods/burstable", memory.Min, want)
+	if got := w.writes(metrics.Written) - written; got != writes {
+		t.Errorf("%d writes, want %d", got, writes)
 	}
 	if got := w.repairs(metrics.Reset); got != 1 {
 		t.Errorf("%d repairs, want 1", got)

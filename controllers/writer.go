@@ -275,9 +275,13 @@ func (w *writer) write(tree *cgroup.Tree, request ctrl.Request, c change) (_ met
 	if protects(c.file) {
 		w.protecting.Lock()
 		defer w.protecting.Unlock()
-		if e, ours := w.ledger.Get(c.key()); ours && e.Wrote == c.to && e.Wrote != c.from {
-			if now, err := c.dir.Value(c.file); err == nil && now == c.to {
-				return alreadyHeld, 0, nil // a reflex was first
+		if e, ours := w.ledger.Get(c.key()); ours && e.Wrote != c.from {
+			// A reflex may have been first.
+			switch now, err := c.dir.Value(c.file); {
+			case err == nil && now == c.to:
+				return alreadyHeld, 0, nil
+			case err == nil && now == e.Wrote:
+				c.from = now
 			}
 		}
 	}
