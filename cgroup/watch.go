@@ -126,6 +126,7 @@ type node struct {
 	children map[string]*node
 	wd       int32   // watch descriptor; 0, which inotify never gives, without a watch
 	files    []int32 // likewise, of files with a watch of their own
+	narrowed bool    // by narrow, or tried to be
 	events   int     // an O_PATH descriptor of memory.events while it is watched; 0: none
 	reported uint8   // the files that were reported as modified in this batch, as bits
 }
@@ -193,6 +194,7 @@ func (t *Tree) Watch() (*Watcher, error) {
 		_ = w.Close()
 		return nil, err
 	}
+	w.narrow()
 	w.count()
 	return w, nil
 }
@@ -244,19 +246,17 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 	defer context.AfterFunc(ctx, w.interrupt)()
 	w.emit = emit
 	buf := make([]byte, 16<<10) // 512 events of memory.events
-	for {
+	for ctx.Err() == nil {
 		n, err := w.inotify.Read(buf)
 		switch {
 		case errors.Is(err, os.ErrClosed):
 			return nil
 		case errors.Is(err, os.ErrDeadlineExceeded):
-			// Looked at after the deadline is gone, so that no interruption is missed.
+			// The context is looked at after the deadline is gone: no interruption is missed.
 			_ = w.inotify.SetReadDeadline(time.Time{}) // fails once closed, as the read will
-			if ctx.Err() != nil {
-				return nil
-			}
 			if w.again.Swap(false) {
 				w.retry()
+				w.narrow()
 				w.count()
 			}
 		case err != nil:
@@ -265,6 +265,7 @@ func (w *Watcher) Run(ctx context.Context, emit func(Event)) error {
 			w.batch(buf[:n])
 		}
 	}
+	return nil
 }
 
 func (w *Watcher) report(e Event) {
@@ -315,6 +316,7 @@ func (w *Watcher) batch(buf []byte) {
 		}
 	}
 	w.freed = false
+	w.narrow()
 	w.count()
 }
 
@@ -347,7 +349,9 @@ func (w *Watcher) event(wd int32, mask uint32, name []byte) {
 			n.wd = 0
 			n.release()
 		}
-		delete(w.files, wd)
+		if f, ok := w.files[wd]; ok {
+			w.lostFile(f.node)
+		}
 		w.freed = true // also of one that was removed before: only now it is free
 	case mask&unix.IN_ISDIR == 0: // a file made or removed, in a fixture
 	case mask&unix.IN_CREATE != 0:
@@ -439,18 +443,9 @@ func (w *Watcher) attach(n *node) (names []string, err error) {
 		return nil, &fs.PathError{Op: "open", Path: path.Join(w.tree.dir(n.cgroup), string(MemoryEvents)), Err: err}
 	}
 	n.events = events
-	// IN_ACCESS and IN_OPEN would report this process's own reading.
-	mask := uint32(unix.IN_CREATE | unix.IN_DELETE | unix.IN_MODIFY | unix.IN_ONLYDIR)
-	if n.level <= levelQOS {
-		if err = w.attachFiles(n, fd); err == nil {
-			mask &^= unix.IN_MODIFY
-		}
-	}
-	if err == nil || IsGone(err) {
-		n.wd, err = w.add(fd, mask)
-	}
-	if err != nil {
-		w.detachAll(n)
+	if n.wd, err = w.add(fd, maskAll); err != nil {
+		n.wd = 0
+		n.release()
 		return nil, fmt.Errorf("inotify_add_watch %s: %w", w.tree.dir(n.cgroup), err)
 	}
 	// Most cgroups are leaves, and a listing names all of their 80 files. A cgroup's
@@ -469,29 +464,85 @@ func (w *Watcher) attach(n *node) (names []string, err error) {
 	return names, nil
 }
 
-// attachFiles watches the files of a cgroup above the pods one by one. Its directory would
-// tell of cpu.weight and others first, which systemd writes just before memory.min: a
-// process that was woken for nothing waits its turn when there is something to do.
-// Of BestEffort only memory.events counts: nothing is ever wanted of the rest, which is
-// written just before Burstable's. The error is fs.ErrNotExist if a file is missing.
-func (w *Watcher) attachFiles(n *node, dir int) error {
+// IN_ACCESS and IN_OPEN would report this process's own reading.
+const maskAll = unix.IN_CREATE | unix.IN_DELETE | unix.IN_MODIFY | unix.IN_ONLYDIR
+
+// narrow watches the files of kubepods and the classes one by one, if that can be had once
+// every cgroup is watched. Their directories would tell of cpu.weight and others first,
+// which systemd writes just before memory.min: a process that was woken for nothing waits
+// its turn when there is something to do. Of BestEffort only memory.events counts: nothing
+// is ever wanted of the rest, which is written just before Burstable's.
+//
+// Where the memory controller of such a cgroup is switched off and on again, its files are
+// others. Kernels up to 6.12 do not tell; there the next full pass finds what was missed.
+func (w *Watcher) narrow() {
+	if len(w.unwatched) > 0 {
+		return
+	}
+	w.narrowOne(w.root)
+	for _, n := range w.root.children {
+		if n.level == levelQOS {
+			w.narrowOne(n)
+		}
+	}
+}
+
+func (w *Watcher) narrowOne(n *node) {
+	if n.wd == 0 || n.narrowed {
+		return
+	}
+	n.narrowed = true // or tried: what is added in vain is removed, which is an event
+	fd, err := w.tree.open(n.cgroup, unix.O_PATH)
+	if err != nil {
+		return // its end will be told
+	}
+	defer unix.Close(fd) //nolint:errcheck // O_PATH: nothing is pending
 	for i, name := range reportedFiles {
 		if n.class == corev1.PodQOSBestEffort && name != MemoryEvents {
 			continue
 		}
-		fd, err := openBeneath(dir, string(name), unix.O_PATH)
-		if err != nil {
-			return err
-		}
-		wd, err := w.add(fd, unix.IN_MODIFY)
-		_ = unix.Close(fd) // O_PATH: nothing is pending
-		if err != nil {
-			return err
+		wd, err := w.addFile(fd, name)
+		if err != nil { // it is not there, or there are too few watches: the directory's has to do
+			w.detachFiles(n)
+			return
 		}
 		w.files[wd] = watchedFile{n, name, 1 << i}
 		n.files = append(n.files, wd)
 	}
-	return nil
+	if !w.remask(n, fd, maskAll&^unix.IN_MODIFY) {
+		w.detachFiles(n)
+	}
+}
+
+// remask changes what the watch of a cgroup tells. It does not if dir is another one of
+// the name.
+func (w *Watcher) remask(n *node, dir int, mask uint32) bool {
+	wd, err := w.add(dir, mask)
+	if err == nil && w.nodes[wd] == nil {
+		w.detach(wd) // that there is another one will be told
+	}
+	return err == nil && wd == n.wd
+}
+
+func (w *Watcher) addFile(dir int, name memory.File) (wd int32, err error) {
+	fd, err := openBeneath(dir, string(name), unix.O_PATH)
+	if err != nil {
+		return 0, err
+	}
+	defer unix.Close(fd) //nolint:errcheck // O_PATH: nothing is pending
+	return w.add(fd, unix.IN_MODIFY)
+}
+
+// lostFile makes do with the watch of the directory where that of a file has ended though
+// the cgroup is there: its controller was switched off, and perhaps on again.
+func (w *Watcher) lostFile(n *node) {
+	w.detachFiles(n)
+	fd, err := w.tree.open(n.cgroup, unix.O_PATH)
+	if err != nil {
+		return // its end will be told
+	}
+	defer unix.Close(fd) //nolint:errcheck // O_PATH: nothing is pending
+	w.remask(n, fd, maskAll)
 }
 
 // add adds the watch of what is open, or changes its mask: the kernel knows it by the
@@ -508,17 +559,22 @@ func (w *Watcher) add(fd int, mask uint32) (wd int32, err error) {
 	return wd, err
 }
 
-// detachAll removes the watches of a cgroup and what it holds besides.
-func (w *Watcher) detachAll(n *node) {
+func (w *Watcher) detachFiles(n *node) {
 	for _, wd := range n.files {
 		w.detach(wd)
 		delete(w.files, wd)
 	}
+	n.files = nil
+}
+
+// detachAll removes the watches of a cgroup and what it holds besides.
+func (w *Watcher) detachAll(n *node) {
+	w.detachFiles(n)
 	if n.wd != 0 {
 		w.detach(n.wd)
 		delete(w.nodes, n.wd)
 	}
-	n.wd, n.files = 0, nil
+	n.wd = 0
 	n.release()
 }
 
