@@ -74,10 +74,10 @@ func (p *pastWorld) saw(left ...change) {
 	}
 	p.history.saw([]seen{s}, outcome{left: left}, func(uint64) bool {
 		// The stall guard answers under its own lock, under which it tells the history.
-		if !p.history.mu.TryLock() {
+		if !p.mu.TryLock() {
 			p.Fatal("the history is locked while the guard is asked")
 		}
-		p.history.mu.Unlock()
+		p.mu.Unlock()
 		return false
 	})
 }
