@@ -33,6 +33,7 @@ import (
 	"github.com/memqos/memqos/cgroup"
 	"github.com/memqos/memqos/config"
 	"github.com/memqos/memqos/ledger"
+	"github.com/memqos/memqos/memory"
 	"github.com/memqos/memqos/metrics"
 	"github.com/memqos/memqos/qos"
 )
@@ -299,7 +300,9 @@ func (a *agent) startControllers(ctx context.Context) error {
 		a.kills.counted(dir)
 	}
 	a.kernel.lost = a.kills.lost
-	a.kernel.modified = w.reflex
+	a.kernel.modified = func(tree *cgroup.Tree, at string, file memory.File) bool {
+		return w.reflex(a.surveyor.log, tree, at, file)
+	}
 	go w.landings.run(ctx)
 	go a.guard.run(ctx)
 	go a.kills.run(ctx)

@@ -122,7 +122,7 @@ func BenchmarkReflex(b *testing.B) {
 				b.StopTimer()
 				cgrouptest.Write(b, file, "0")
 				b.StartTimer()
-				w.pod.writer.reflex(tree, "kubepods/burstable", memory.Min)
+				w.pod.writer.reflex(logr.Discard(), tree, "kubepods/burstable", memory.Min)
 			}
 			if got := cgrouptest.Read(b, file); got != want || want == "0" {
 				b.Fatalf("memory.min is %s, want %s", got, want)

@@ -1,6 +1,7 @@
 package controllers
 
 import (
+	"github.com/go-logr/logr"
 	ctrl "sigs.k8s.io/controller-runtime"
 
 	"github.com/memqos/memqos/cgroup"
@@ -19,7 +20,7 @@ func protects(file memory.File) bool { return file == memory.Min || file == memo
 //
 // settled says that the file holds what memqos last wrote: nobody has to look at it on
 // account of this. What a reflex cannot do is for the reconcile.
-func (w *writer) reflex(tree *cgroup.Tree, at string, file memory.File) (settled bool) {
+func (w *writer) reflex(log logr.Logger, tree *cgroup.Tree, at string, file memory.File) (settled bool) {
 	if !protects(file) {
 		return false
 	}
@@ -52,5 +53,6 @@ func (w *writer) reflex(tree *cgroup.Tree, at string, file memory.File) (settled
 		return false
 	}
 	w.metrics.Write(string(level), file, result)
+	log.V(2).Info("wrote", "cgroup", at, "file", file, "from", now.String(), "to", e.Wrote.String(), "reason", "was reset")
 	return true
 }

@@ -27,7 +27,7 @@ func served(t *testing.T) *world {
 func (w *world) overwrite(cgroup string, file memory.File, value string) (settled bool) {
 	w.Helper()
 	cgrouptest.Write(w, filepath.Join(w.dir, cgroup, string(file)), value)
-	return w.pod.writer.reflex(w.surveyor.site.Load().tree, cgroup, file)
+	return w.pod.writer.reflex(w.surveyor.log, w.surveyor.site.Load().tree, cgroup, file)
 }
 
 // holds asserts what a file holds.
@@ -105,7 +105,7 @@ func TestReflexLeaves(t *testing.T) {
 				settled = w.overwrite(tt.cgroup, tt.file, tt.value)
 				w.holds(tt.cgroup, tt.file, tt.value)
 			} else {
-				settled = w.pod.writer.reflex(w.surveyor.site.Load().tree, tt.cgroup, tt.file)
+				settled = w.pod.writer.reflex(w.surveyor.log, w.surveyor.site.Load().tree, tt.cgroup, tt.file)
 			}
 			if settled {
 				t.Error("no reconcile is to look at it")
@@ -147,7 +147,7 @@ func testReflexBetween(t *testing.T, more bool, want string, writes int) {
 		t.Fatal(err, unread)
 	}
 	written := w.writes(metrics.Written)
-	wr.reflex(site.tree, "kubepods/burstable", memory.Min)
+	wr.reflex(w.surveyor.log, site.tree, "kubepods/burstable", memory.Min)
 	o, err := wr.apply(t.Context(), w.surveyor.log, site.tree, ctrl.Request{}, cgroups)
 	if err != nil || len(o.left) != 0 {
 		t.Errorf("left %v, error %v", o.left, err)
